@@ -1,0 +1,1 @@
+"""The mathematics: one folder a family, in it one file a framework."""

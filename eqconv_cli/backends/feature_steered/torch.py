@@ -1,0 +1,295 @@
+"""Feature-steered convolution in PyTorch: every published algorithm as a composition of tensor operations.
+
+Verma, Boyer, Verbeek, CVPR 2018 (the operator); tensorflow/graphics pull requests #101 (v1, v2, v3) and #155
+(sparse_matmul, gather_sum); pyg-team/pytorch_geometric ``FeaStConv`` (pyg). All are differentiable by autograd, also
+twice. Inside, features are flat: x [V, C] over all blocks, E edges in row order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqconv_cli.backends.feature_steered import arguments, cost_model
+from eqconv_cli.backends.feature_steered.plan import (
+    DENSE_MESSAGE,
+    Coo,
+    Csr,
+    NeighborhoodPlan,
+    OutsideSizes,
+    Pattern,
+    build_pattern,
+    csr_rows,
+)
+from eqconv_cli.backends.feature_steered.torch_algorithms import ALGORITHMS, Graph, Options, Parameters
+from eqconv_cli.backends.feature_steered.torch_sparse import Edges, edges_of
+
+
+def feature_steered_convolution(
+    data: Tensor | tuple[Tensor, Tensor],
+    neighbors: Any,
+    sizes: Any,
+    var_u: Tensor,
+    var_v: Tensor,
+    var_c: Tensor,
+    var_w: Tensor,
+    var_b: Tensor,
+    *,
+    version: str = "auto",
+    transform_data_first: bool | Literal["edges"] | None = None,
+    memory_efficient: bool = True,
+    segment_sum_impl: str = "sorted",
+    softmax: str = "stable",
+    validate: str = "cheap",
+) -> Tensor:
+    """Feature-steered graph convolution: y_i = b + Σ_m W_mᵀ Σ_{j∈N(i)} w_ij softmax_m(u_m·x_i + v_m·x_j + c_m) x_j.
+
+    V vertices, C input channels, D output channels, M weight matrices, A1..An batch dimensions (n >= 0).
+
+    Args:
+        data: [A1, ..., An, V, C] float32 or float64. For centres with features of their own, a pair
+            (data [.., Vi, C], centre data [.., Vo, C]).
+        neighbors: the sparse matrix [A1, ..., An, Vo, Vi] of weights w: ``torch.sparse_coo`` or ``sparse_csr`` tensor,
+            ``(indices [E, n+2], values [E], dense_shape)``, ``(indptr, indices, values)``, a SciPy sparse matrix, or a
+            plan from :func:`plan_neighborhood` (converted already). Only stored entries count, stored zeros too.
+        sizes: integer [A1, ..., An], vertices in each block, or None. Rows beyond are ignored and come out as 0.
+        var_u, var_v: [C, M].
+        var_c: [M].
+        var_w: [M, C, D].
+        var_b: [D].
+        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg", or "auto" by the cost model.
+        transform_data_first: multiply by W before (True) or after (False) the sum over the neighbours; None takes the
+            narrower side; "edges" is v1's published order, which multiplies at every edge.
+        memory_efficient: v1, v3, sparse_matmul: add up over m one by one instead of keeping all M terms.
+        segment_sum_impl: v1: "partition2d", "sorted" or "unsorted".
+        softmax: "stable" subtracts each edge's maximum; "guarded" factors the exponentials and recomputes the edges
+            where that loses digits; "raw" is the released operator's plain exponential (v2, v3: the published
+            factored form), which overflows for large logits. v2 and v3 are factored, so "stable" means "guarded" there.
+        validate: "none", "cheap" (shapes, dtypes, indices when a plan is built) or "full" (also that every value is
+            finite).
+
+    Returns:
+        [A1, ..., An, Vo, D].
+
+    Raises:
+        TypeError: a dtype is not allowed or differs from that of ``data``.
+        ValueError: a shape or an option does not fit; an entry outside ``sizes``; dense ``neighbors``.
+        IndexError: an edge names a vertex that is not there.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+        >>> thirds = torch.full((3, 3), 1 / 3, dtype=torch.float64).to_sparse()
+        >>> one = lambda value, *shape: torch.full(shape, value, dtype=torch.float64)
+        >>> feature_steered_convolution(
+        ...     x, thirds, None, one(0.5, 1, 1), one(1.3, 1, 1), one(-0.7, 1), one(0.8, 1, 1, 1), one(3.0, 1)
+        ... )[:, 0]
+        tensor([4.6000, 4.6000, 4.6000], dtype=torch.float64)
+    """
+    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate)
+    x, centre = data if isinstance(data, tuple) else (data, None)
+    parameters = Parameters(var_u, var_v, var_c, var_w, var_b)
+    _check_tensors(x, centre, parameters, validate)
+    plan = plan_neighborhood(neighbors, sizes)
+    if validate != "none":
+        _check_neighbors(plan, x, centre)
+        if validate == "full":
+            _check_finite(x, centre, plan.values, parameters)
+    pattern: Pattern = plan.pattern
+    edges = edges_of(pattern, x.device)
+    if version == "auto":
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, plan.values, *parameters))
+        choice = cost_model.choose(_sizes(edges, parameters), "torch", training)
+        version, first = choice.version, choice.transform_data_first
+    else:
+        first = cost_model.transform_first(_sizes(edges, parameters))
+    if version == "gather_sum":
+        version, first, segment_sum_impl, softmax = "v1", False, "unsorted", "stable"
+    elif transform_data_first is not None:
+        first = bool(transform_data_first)
+    flat = _flatten(x, edges)
+    graph = Graph(
+        x=flat,
+        centre=_flat_centres(x, centre, flat, pattern),
+        w=plan.values if edges.edge_of_slot is None else plan.values[edges.edge_of_slot],
+        edges=edges,
+    )
+    options = Options(first, transform_data_first == "edges", memory_efficient, segment_sum_impl, softmax)
+    y = ALGORITHMS[version](graph, parameters, options)
+    return _unflatten(y, pattern, edges)
+
+
+def plan_neighborhood(neighbors: Any, sizes: Any = None, *, outside_sizes: OutsideSizes = "error") -> NeighborhoodPlan:
+    """Bring a neighbourhood matrix into row order once, for any number of calls.
+
+    Args:
+        neighbors: as for :func:`feature_steered_convolution`; a plan is returned as it is.
+        sizes: integer [A1, ..., An] or None.
+        outside_sizes: "error", or "drop" to leave out entries beyond ``sizes``.
+
+    Returns:
+        A plan that keeps ``values`` as they are, so gradients reach them.
+
+    Raises:
+        TypeError, ValueError, IndexError: see :func:`feature_steered_convolution`.
+    """
+    size_array = _integers("sizes", sizes)
+    if isinstance(neighbors, NeighborhoodPlan):
+        _check_same_sizes(neighbors.pattern, size_array)
+        return neighbors
+    indices, values, dense_shape = _coordinates(neighbors)
+    if indices.shape[0] != values.shape[0]:
+        raise ValueError(f"neighbors has {indices.shape[0]} indices but {values.shape[0]} values")
+    return NeighborhoodPlan(build_pattern(indices, dense_shape, size_array, outside_sizes), values)
+
+
+def _sizes(edges: Edges, parameters: Parameters) -> cost_model.Sizes:
+    matrices, channels, outputs = parameters.var_w.shape
+    return cost_model.Sizes(edges.cols, edges.row.numel(), channels, outputs, matrices)
+
+
+def _flatten(x: Tensor, edges: Edges) -> Tensor:
+    """The kept vertices of all blocks [cols, C]."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if edges.kept is None else flat[edges.kept]
+
+
+def _flat_centres(x: Tensor, centre: Tensor | None, flat: Tensor, pattern: Pattern) -> Tensor:
+    """The centres' features [rows, C]: their own, or the first Vo rows of each block."""
+    if centre is not None:
+        return centre.reshape(-1, centre.shape[-1])
+    rows, cols = pattern.dense_shape[-2:]
+    return flat if rows == cols else x[..., :rows, :].reshape(-1, x.shape[-1])
+
+
+def _unflatten(y: Tensor, pattern: Pattern, edges: Edges) -> Tensor:
+    """[rows, D] to [A1, ..., An, Vo, D], rows beyond ``sizes`` 0."""
+    if edges.kept is not None:
+        padded = y.new_zeros(pattern.blocks * pattern.dense_shape[-2], y.shape[1])
+        y = padded.index_copy(0, edges.kept, y)
+    return y.reshape(*pattern.dense_shape[:-1], y.shape[1])
+
+
+# Conversion and checks.
+
+
+def _integers(name: str, array: Any) -> np.ndarray | None:
+    if array is None:
+        return None
+    converted = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    if not np.issubdtype(converted.dtype, np.integer):
+        raise TypeError(f"{name} has dtype {converted.dtype}: an integer dtype is needed")
+    return converted
+
+
+def _check_same_sizes(pattern: Pattern, sizes: np.ndarray | None) -> None:
+    if sizes is None:
+        return
+    planned = np.full(pattern.dense_shape[:-2], pattern.dense_shape[-1]) if pattern.sizes is None else pattern.sizes
+    if not np.array_equal(planned, sizes):
+        raise ValueError(f"sizes is {sizes.tolist()} but neighbors was planned with {planned.tolist()}")
+
+
+def _coordinates(neighbors: Any) -> tuple[np.ndarray, Tensor, Sequence[int]]:
+    """Indices [E, n+2], values [E] and dense shape of any accepted form."""
+    if isinstance(neighbors, Tensor):
+        return _tensor_coordinates(neighbors)
+    if hasattr(neighbors, "tocoo"):
+        coo = neighbors.tocoo()
+        indices = np.stack([np.asarray(axis, np.int64) for axis in coo.coords], axis=1)
+        return indices, torch.from_numpy(np.ascontiguousarray(coo.data)), coo.shape
+    if isinstance(neighbors, np.ndarray):
+        raise _dense_error("NumPy array", neighbors.shape)
+    if isinstance(neighbors, tuple) and len(neighbors) in (3, 4):
+        first = _integers("neighbors.indices", neighbors[0])
+        assert first is not None
+        if isinstance(neighbors, Csr) or (not isinstance(neighbors, Coo) and first.ndim == 1):
+            csr = Csr(*neighbors)
+            columns = _integers("neighbors.indices", csr.indices)
+            assert columns is not None
+            rows = csr_rows(first, len(columns))
+            extent = len(first) - 1
+            shape = (extent, extent if csr.columns is None else csr.columns)
+            return np.stack([rows, columns], axis=1), torch.as_tensor(csr.values), shape
+        return first, torch.as_tensor(neighbors[1]), [int(n) for n in neighbors[2]]
+    raise TypeError(
+        f"neighbors is a {type(neighbors).__name__}: expected a sparse tensor, (indices, values, dense shape), "
+        "(indptr, indices, values), a SciPy sparse matrix or a plan"
+    )
+
+
+def _tensor_coordinates(neighbors: Tensor) -> tuple[np.ndarray, Tensor, Sequence[int]]:
+    if neighbors.layout == torch.sparse_coo:
+        # An uncoalesced tensor gives no differentiable values. Duplicates of one entry have the same softmax, so adding
+        # up their weights first changes neither the result nor any gradient.
+        if not neighbors.is_coalesced() and neighbors.requires_grad:
+            neighbors = neighbors.coalesce()
+        differentiable = neighbors.is_coalesced()
+        indices = neighbors.indices() if differentiable else neighbors._indices()
+        values = neighbors.values() if differentiable else neighbors._values()
+        return indices.detach().cpu().numpy().T, values, tuple(neighbors.shape)
+    if neighbors.layout == torch.sparse_csr:
+        return _csr_coordinates(neighbors)
+    raise _dense_error("torch.Tensor", tuple(neighbors.shape))
+
+
+def _csr_coordinates(neighbors: Tensor) -> tuple[np.ndarray, Tensor, Sequence[int]]:
+    """Batched CSR tensors hold equally many entries in each block."""
+    shape = tuple(neighbors.shape)
+    pointers = neighbors.crow_indices().detach().cpu().numpy().reshape(-1, shape[-2] + 1)
+    columns = neighbors.col_indices().detach().cpu().numpy().reshape(len(pointers), -1)
+    rows = np.stack([csr_rows(pointer, columns.shape[1]) for pointer in pointers])
+    block = np.repeat(np.arange(len(pointers)), columns.shape[1])
+    batch = np.stack(np.unravel_index(block, shape[:-2]), axis=1) if shape[:-2] else np.empty((len(block), 0), int)
+    indices = np.concatenate([batch, rows.reshape(-1, 1), columns.reshape(-1, 1)], axis=1).astype(np.int64)
+    return indices, neighbors.values().reshape(-1), shape
+
+
+def _dense_error(kind: str, shape: Sequence[int]) -> ValueError:
+    sparse = "a torch.sparse_coo or sparse_csr tensor (neighbors.to_sparse()), or a SciPy sparse matrix"
+    return ValueError(DENSE_MESSAGE.format(kind=kind, shape=list(shape), sparse=sparse))
+
+
+def _operand(tensor: Tensor) -> arguments.Operand:
+    return arguments.Operand(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def _check_tensors(x: Tensor, centre: Tensor | None, parameters: Parameters, validate: str) -> None:
+    named = {"data": x, **parameters._asdict()}
+    if centre is not None:
+        named["data's centre part"] = centre
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}: expected a torch.Tensor")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but data is on {x.device}: they must be equal")
+    if validate == "none":
+        return
+    arguments.check_data("data", _operand(x))
+    arguments.check_parameters(_operand(x), *(_operand(p) for p in parameters))
+
+
+def _check_neighbors(plan: NeighborhoodPlan, x: Tensor, centre: Tensor | None) -> None:
+    dtype = str(plan.values.dtype).removeprefix("torch.")
+    arguments.check_neighbors(
+        arguments.Operand(plan.pattern.dense_shape, dtype),
+        _operand(x),
+        None if centre is None else _operand(centre),
+    )
+    if plan.values.device != x.device:
+        raise ValueError(f"neighbors has values on {plan.values.device} but data is on {x.device}")
+
+
+def _check_finite(x: Tensor, centre: Tensor | None, values: Tensor, parameters: Parameters) -> None:
+    named = {"data": x, "neighbors.values": values, **parameters._asdict()}
+    if centre is not None:
+        named["data's centre part"] = centre
+    for name, tensor in named.items():
+        bad = ~torch.isfinite(tensor)
+        if bool(bad.any()):
+            where = torch.nonzero(bad)[0].tolist()
+            raise ValueError(f"{name} is {tensor[tuple(where)].item()} at {where}: validate='full' wants finite values")

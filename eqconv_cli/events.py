@@ -1,0 +1,115 @@
+"""What the engine tells the outside: frozen records, no behaviour.
+
+The engine yields :class:`Event` objects while it works. ``report`` turns them into progress, tables and files; neither
+side knows how the other is made. A :class:`Row` is one line of a table and one object in the JSON report
+(schema ``eqconv.report/1``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+SCHEMA = "eqconv.report/1"
+
+Status = Literal["pass", "fail", "skip", "error"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison inside a check, for example the gradient with respect to one input."""
+
+    name: str
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    passed: bool
+    #: Where the largest error is and how the errors are spread; filled in for a part that failed.
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished piece of work. ``None`` means "does not apply here"; durations are seconds, sizes bytes."""
+
+    family: str
+    problem: str
+    variant: str
+    algorithm: str
+    framework: str
+    device: str
+    dtype: str
+    check: str
+    status: Status
+    reason: str = ""
+    max_abs: float | None = None
+    max_rel: float | None = None
+    tolerance: float | None = None
+    parts: tuple[Part, ...] = ()
+    repeat: str | None = None
+    median_s: float | None = None
+    iqr_s: float | None = None
+    runs: int | None = None
+    samples_s: tuple[float, ...] = ()
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    verdict: str | None = None
+    baseline: str | None = None
+    peak_bytes: int | None = None
+    peak_source: str | None = None
+    flops: float | None = None
+    bytes_moved: float | None = None
+    ceiling: str | None = None
+    percent_of_ceiling: float | None = None
+
+
+#: Columns of the CSV file: every scalar field of a row, in order.
+CSV_COLUMNS = tuple(f.name for f in fields(Row) if f.name not in ("parts", "samples_s"))
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The engine knows what it will do: how many units of work."""
+
+    total: int
+
+
+@dataclass(frozen=True)
+class UnitStarted:
+    """A unit of work (one variant on one problem) begins; ``label`` is for people."""
+
+    label: str
+
+
+@dataclass(frozen=True)
+class RowFinished:
+    """A row is final."""
+
+    row: Row
+
+
+@dataclass(frozen=True)
+class UnitFinished:
+    """A unit of work is done, with or without rows."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for the reader of the table: something measured, chosen or left out, and why."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """Everything asked for is done (or was interrupted): the counts and the wall time."""
+
+    counts: Mapping[str, int]
+    seconds: float
+    interrupted: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event = RunStarted | UnitStarted | RowFinished | UnitFinished | Note | RunFinished

@@ -1,0 +1,55 @@
+"""The array frameworks, seen alike: is it here, which version, which devices, how many threads.
+
+Nothing in this file imports a framework; the module named after one does. ``BoundRun`` in each module is the
+:class:`eqconv_cli.catalog.Prepared` for functions of that framework's arrays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+FRAMEWORKS = ("numpy", "torch", "tensorflow")
+DEVICES = ("cpu", "cuda")
+#: How each optional framework is installed.
+REMEDY = {"torch": 'pip install "eqconv[torch]"', "tensorflow": 'pip install "eqconv[tensorflow]"'}
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, read from its metadata; None when it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def missing(framework: str) -> list[str]:
+    """Why this framework cannot be used here; empty when it can (it is found, not imported)."""
+    if importlib.util.find_spec(framework) is None:
+        return [f"{framework} is not installed ({REMEDY[framework]})"]
+    return []
+
+
+def missing_device(framework: str, device: str) -> list[str]:
+    """Why this framework cannot compute on this device; empty when it can. Imports the framework for a GPU."""
+    if device == "cpu":
+        return []
+    if framework == "numpy":
+        return [f"numpy computes on the cpu only, not on {device}"]
+    reasons: list[str] = importlib.import_module(f"eqconv_cli.frameworks.{framework}").missing_device(device)
+    return reasons
+
+
+def limit_threads(threads: int | None) -> None:
+    """Fix the number of compute threads of every framework; to be called before any of them is imported.
+
+    None leaves each framework's own default (all cores).
+    """
+    if threads is None:
+        return
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
+    os.environ["TF_NUM_INTEROP_THREADS"] = "1"

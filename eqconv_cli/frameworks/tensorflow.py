@@ -1,0 +1,110 @@
+"""TensorFlow functions as prepared runs, eager, as ``tf.function`` or compiled by XLA; gradients by the tape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import tensorflow as tf
+
+Tensors = Mapping[str, Any]
+Mode = Literal["eager", "function", "xla"]
+
+
+def missing_device(device: str) -> list[str]:
+    """Why TensorFlow cannot compute on this device."""
+    if device == "cuda" and not tf.config.list_physical_devices("GPU"):
+        built = "sees no CUDA device" if tf.test.is_built_with_cuda() else "was built without CUDA"
+        return [f"tensorflow {tf.__version__} {built}"]
+    return []
+
+
+class BoundRun:
+    """A TensorFlow function bound to its tensors on one device.
+
+    Args:
+        function: ``function(tensors) -> outputs by name``.
+        arrays: the floating-point inputs by name, already in the dtype of the run.
+        differentiable: the names of the inputs to differentiate.
+        device: "cpu" or "cuda".
+        mode: how the function is executed; "function" traces it once, "xla" also compiles the trace.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensors], Tensors],
+        arrays: Mapping[str, np.ndarray],
+        differentiable: Sequence[str],
+        device: str,
+        mode: Mode = "eager",
+    ) -> None:
+        self._device = "/GPU:0" if device == "cuda" else "/CPU:0"
+        self._dtype = next(iter(arrays.values())).dtype
+        names = tuple(differentiable)
+
+        def backward(tensors: Tensors, cotangents: Tensors) -> Tensors:
+            leaves = [tensors[name] for name in names]
+            with tf.GradientTape() as tape:
+                tape.watch(leaves)
+                outputs = function(tensors)
+                wanted = [outputs[name] for name in cotangents]
+            gradients = tape.gradient(wanted, leaves, output_gradients=list(cotangents.values()))
+            return {n: tf.convert_to_tensor(g) for n, g in zip(names, gradients, strict=True) if g is not None}
+
+        wrap = {
+            "eager": lambda f: f,
+            "function": tf.function,
+            "xla": lambda f: tf.function(f, jit_compile=True),
+        }[mode]
+        self._forward, self._backward = wrap(function), wrap(backward)
+        with tf.device(self._device):
+            self._tensors = {name: tf.constant(array) for name, array in arrays.items()}
+
+    def run(self) -> Tensors:
+        """Compute the outputs."""
+        with tf.device(self._device):
+            outputs: Tensors = self._forward(self._tensors)
+        return outputs
+
+    def run_backward(self, cotangents: Tensors) -> Tensors:
+        """Compute outputs and gradients; an input that the outputs do not depend on has no entry."""
+        with tf.device(self._device):
+            gradients: Tensors = self._backward(self._tensors, dict(cotangents))
+        return gradients
+
+    def upload(self, array: np.ndarray) -> Any:
+        """A tensor of the run's dtype and device."""
+        with tf.device(self._device):
+            return tf.constant(array.astype(self._dtype))
+
+    def download(self, native: Any) -> np.ndarray:
+        """The values in the tensor's own dtype."""
+        array: np.ndarray = native.numpy()
+        return array
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self._device != "/CPU:0":
+            tf.test.experimental.sync_devices()
+
+    def inputs(self) -> Mapping[str, np.ndarray]:
+        """The inputs as they are now."""
+        return {name: self.download(tensor) for name, tensor in self._tensors.items()}
+
+    def peak_bytes(self, work: Callable[[], Any]) -> int | None:
+        """The GPU allocator's peak above the start; the CPU allocator keeps no count."""
+        if self._device == "/CPU:0":
+            work()
+            return None
+        self.synchronize()
+        tf.config.experimental.reset_memory_stats("GPU:0")
+        before = tf.config.experimental.get_memory_info("GPU:0")["current"]
+        result = work()
+        self.synchronize()
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
+        del result
+        return int(peak)
