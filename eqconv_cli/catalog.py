@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from eqconv_cli.errors import Unavailable, UsageError, unknown
 
-Arrays = Mapping[str, np.ndarray]
+if TYPE_CHECKING:  # NumPy itself would double the time that `eqconv --help` takes
+    import numpy as np
+
+Arrays: TypeAlias = "Mapping[str, np.ndarray]"
 #: A parameter of a problem: a size, a density, a switch.
 Parameter = int | float | str | bool
 
@@ -108,6 +109,8 @@ class Problem:
     traits: frozenset[str] = frozenset()
     #: Says what is missing for this problem (a data package), every reason with its remedy; empty when it can be made.
     missing: Callable[[], list[str]] = list
+    #: The parameters that differ from the catalog's; they show in the name.
+    changes: Mapping[str, Parameter] = field(default_factory=dict)
 
     def arrays(self, seed: int) -> Arrays:
         """The inputs for a seed."""
@@ -118,9 +121,11 @@ class Problem:
         unknown_names = sorted(set(changes) - set(self.parameters))
         if unknown_names:
             raise unknown("--set", unknown_names[0], sorted(self.parameters))
-        shown = ",".join(f"{name}={value}" for name, value in changes.items())
+        merged = {**self.changes, **changes}
+        shown = ",".join(f"{name}={value}" for name, value in merged.items())
         base = self.name.split("[")[0]
-        return replace(self, name=f"{base}[{shown}]", parameters={**self.parameters, **changes})
+        parameters = {**self.parameters, **changes}
+        return replace(self, name=f"{base}[{shown}]", parameters=parameters, changes=merged)
 
 
 @dataclass(frozen=True)

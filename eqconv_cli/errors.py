@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 
+#: How many allowed names an error line lists.
+_SHOWN_NAMES = 20
+
+
 class EqconvError(Exception):
     """Base of every error that eqconv's tools raise on purpose."""
 
@@ -31,4 +35,5 @@ def unknown(option: str, value: str, allowed: Sequence[str]) -> UsageError:
     """The error for a name that is not in a list, with the close matches first."""
     close = get_close_matches(value, allowed, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}? " if close else ""
-    return UsageError(f"{option} {value!r} is unknown: {hint}allowed: {', '.join(allowed)}")
+    shown = allowed if len(allowed) <= _SHOWN_NAMES else [*allowed[:_SHOWN_NAMES], f"... ({len(allowed)} in all)"]
+    return UsageError(f"{option} {value!r} is unknown: {hint}allowed: {', '.join(shown)}")

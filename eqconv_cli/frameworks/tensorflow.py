@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import tensorflow as tf
+
+@contextmanager
+def _native_stderr_held_back() -> Iterator[None]:
+    """Hold back what native code writes to stderr; shown after all if the block raises.
+
+    While it is imported and while it looks for devices, TensorFlow's runtime writes banners that no log level stops.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+with _native_stderr_held_back():
+    tf: Any = importlib.import_module("tensorflow")
+    tf.config.list_physical_devices()
+# Each problem has a tf.function of its own on purpose: the advice about retracing does not apply.
+tf.get_logger().setLevel("ERROR")
 
 Tensors = Mapping[str, Any]
 Mode = Literal["eager", "function", "xla"]

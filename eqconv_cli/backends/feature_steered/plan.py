@@ -7,7 +7,7 @@ gradients reach them there. Building costs O(E log E) at most and belongs outsid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -61,6 +61,8 @@ class Pattern:
     rowptr: IntArray
     #: Edge of the caller for each slot [E]; None when the caller's order is the slot order.
     edge_of_slot: IntArray | None
+    #: Number of entries that the caller gave; more than E when some were dropped.
+    given_edges: int
     #: Row of the flattened [B * V] input for each kept vertex; None when all are kept.
     kept: IntArray | None
     #: Device copies of the index arrays, by (framework, device); filled in by the framework modules.
@@ -90,6 +92,15 @@ class Pattern:
     def block_of_row(self) -> IntArray:
         """Block of each row [rows]."""
         return self._block_of(self.dense_shape[-2])
+
+    def check_same_sizes(self, sizes: IntArray | None) -> None:
+        """Raise ValueError when ``sizes`` is given and differs from what the pattern was built with."""
+        if sizes is None:
+            return
+        batch, vertices = self.dense_shape[:-2], self.dense_shape[-1]
+        planned = np.full(batch, vertices) if self.sizes is None else self.sizes
+        if not np.array_equal(planned, sizes):
+            raise ValueError(f"sizes is {sizes.tolist()} but neighbors was planned with {planned.tolist()}")
 
     def _block_of(self, extent: int) -> IntArray:
         counts = np.full(self.blocks, extent) if self.sizes is None else self.sizes.reshape(-1)
@@ -142,6 +153,44 @@ def csr_rows(indptr: IntArray, edges: int) -> IntArray:
         row = int(np.argmax(counts < 0))
         raise ValueError(f"neighbors.indptr decreases after row {row}: {indptr[row]} to {indptr[row + 1]}")
     return np.repeat(np.arange(len(counts)), counts)
+
+
+def coordinates(
+    neighbors: Any, integers: Callable[[str, Any], IntArray], values: Callable[[Any], Any], sparse: str
+) -> tuple[IntArray, Any, Sequence[int]]:
+    """Indices [E, n+2], values [E] and dense shape of the forms that every framework accepts.
+
+    Args:
+        neighbors: a SciPy sparse matrix, :class:`Coo`, :class:`Csr` or a plain tuple like one of them.
+        integers: turns a named index array of the framework into NumPy, or raises TypeError.
+        values: turns weights into the framework's array.
+        sparse: the framework's own sparse forms, for the error on a dense matrix.
+
+    Raises:
+        TypeError: none of these forms.
+        ValueError: a dense matrix; an ``indptr`` that is none.
+    """
+    if hasattr(neighbors, "tocoo"):
+        coo = neighbors.tocoo()
+        indices = np.stack([np.asarray(axis, np.int64) for axis in coo.coords], axis=1)
+        return indices, values(np.ascontiguousarray(coo.data)), coo.shape
+    if isinstance(neighbors, tuple) and len(neighbors) in (3, 4):
+        first = integers("neighbors.indices", neighbors[0])
+        if isinstance(neighbors, Csr) or (not isinstance(neighbors, Coo) and first.ndim == 1):
+            csr = Csr(*neighbors)
+            columns = integers("neighbors.indices", csr.indices)
+            rows = csr_rows(first, len(columns))
+            extent = len(first) - 1
+            shape = (extent, extent if csr.columns is None else csr.columns)
+            return np.stack([rows, columns], axis=1), values(csr.values), shape
+        return first, values(neighbors[1]), [int(n) for n in integers("neighbors.dense_shape", neighbors[2])]
+    if hasattr(neighbors, "shape"):
+        shape = list(neighbors.shape)
+        raise ValueError(DENSE_MESSAGE.format(kind=type(neighbors).__name__, shape=shape, sparse=sparse))
+    raise TypeError(
+        f"neighbors is a {type(neighbors).__name__}: expected (indices, values, dense shape), "
+        f"(indptr, indices, values), {sparse}, or a plan"
+    )
 
 
 def build_pattern(
@@ -210,6 +259,7 @@ def build_pattern(
         col=col,
         rowptr=_pointer(row, rows),
         edge_of_slot=edge,
+        given_edges=len(indices),
         kept=kept,
     )
 

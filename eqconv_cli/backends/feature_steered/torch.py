@@ -169,7 +169,7 @@ def _flat_centres(x: Tensor, centre: Tensor | None, flat: Tensor, pattern: Patte
 def _unflatten(y: Tensor, pattern: Pattern, edges: Edges) -> Tensor:
     """[rows, D] to [A1, ..., An, Vo, D], rows beyond ``sizes`` 0."""
     if edges.kept is not None:
-        padded = y.new_zeros(pattern.blocks * pattern.dense_shape[-2], y.shape[1])
+        padded = y.new_zeros(edges.blocks * pattern.dense_shape[-2], y.shape[1])
         y = padded.index_copy(0, edges.kept, y)
     return y.reshape(*pattern.dense_shape[:-1], y.shape[1])
 

@@ -1,0 +1,234 @@
+"""Feature-steered convolution in TensorFlow: every published algorithm as a composition of tensor operations.
+
+Verma, Boyer, Verbeek, CVPR 2018 (the operator); tensorflow/graphics pull requests #101 (v1, v2, v3) and #155
+(sparse_matmul, gather_sum); pyg-team/pytorch_geometric ``FeaStConv`` (pyg). All are differentiable by the tape, also
+twice. Inside, features are flat: x [V, C] over all blocks, E edges in row order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from eqconv_cli.backends.feature_steered import arguments, cost_model
+from eqconv_cli.backends.feature_steered.tensorflow_algorithms import ALGORITHMS, Graph, Options, Parameters
+from eqconv_cli.backends.feature_steered.tensorflow_neighbors import plan_neighborhood, planned_edges
+from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, extent, take
+from eqconv_cli.backends.feature_steered.tensorflow_symbolic import is_symbolic
+
+__all__ = ["feature_steered_convolution", "plan_neighborhood"]
+
+
+def feature_steered_convolution(
+    data: Any,
+    neighbors: Any,
+    sizes: Any,
+    var_u: Any,
+    var_v: Any,
+    var_c: Any,
+    var_w: Any,
+    var_b: Any,
+    *,
+    version: str = "auto",
+    transform_data_first: bool | Literal["edges"] | None = None,
+    memory_efficient: bool = True,
+    segment_sum_impl: str = "sorted",
+    softmax: str = "stable",
+    validate: str = "cheap",
+) -> tf.Tensor:
+    """Feature-steered graph convolution: y_i = b + Σ_m W_mᵀ Σ_{j∈N(i)} w_ij softmax_m(u_m·x_i + v_m·x_j + c_m) x_j.
+
+    V vertices, C input channels, D output channels, M weight matrices, A1..An batch dimensions (n >= 0). Works eagerly
+    and in ``tf.function``, where every extent may be unknown but the ranks. XLA (``jit_compile=True``) compiles
+    versions "v1" and "pyg" with ``segment_sum_impl="unsorted"`` and a softmax that is not "guarded", when neighbors are
+    planned outside or come without sizes; TensorFlow gives it no kernel for the other reductions.
+
+    Args:
+        data: [A1, ..., An, V, C] float32 or float64. For centres with features of their own, a pair
+            (data [.., Vi, C], centre data [.., Vo, C]).
+        neighbors: the sparse matrix [A1, ..., An, Vo, Vi] of weights w: a ``tf.SparseTensor``,
+            ``(indices [E, n+2], values [E], dense_shape)``, ``(indptr, indices, values)``, a SciPy sparse matrix, or a
+            plan from :func:`plan_neighborhood` (converted already). Only stored entries count, stored zeros too.
+        sizes: integer [A1, ..., An], vertices in each block, or None. Rows beyond are ignored and come out as 0.
+        var_u, var_v: [C, M].
+        var_c: [M].
+        var_w: [M, C, D].
+        var_b: [D].
+        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg", or "auto" by the cost model.
+        transform_data_first: multiply by W before (True) or after (False) the sum over the neighbours; None takes the
+            narrower side; "edges" is v1's published order, which multiplies at every edge.
+        memory_efficient: v1, v3, sparse_matmul: add up over m one by one instead of keeping all M terms.
+        segment_sum_impl: v1, pyg: "partition2d", "sorted" or "unsorted".
+        softmax: "stable" subtracts each edge's maximum; "guarded" factors the exponentials and recomputes the edges
+            where that loses digits; "raw" is the released operator's plain exponential (v2, v3: the published
+            factored form), which overflows for large logits. v2 and v3 are factored, so "stable" means "guarded" there.
+        validate: "none", "cheap" (shapes, dtypes, indices when a plan is built) or "full" (also that every value is
+            finite).
+
+    Returns:
+        [A1, ..., An, Vo, D].
+
+    Raises:
+        TypeError: a dtype is not allowed or differs from that of ``data``.
+        ValueError: a shape or an option does not fit; an entry outside ``sizes``; dense ``neighbors``.
+        IndexError: an edge names a vertex that is not there.
+        tf.errors.InvalidArgumentError: the same faults where only the run of a traced function shows them.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> x = tf.constant([[1.0], [2.0], [3.0]])
+        >>> thirds = tf.sparse.from_dense(tf.fill([3, 3], 1 / 3))
+        >>> y = feature_steered_convolution(
+        ...     x, thirds, None, [[0.5]], [[1.3]], [-0.7], [[[0.8]]], [3.0]
+        ... )
+        >>> [round(float(row), 4) for row in y[:, 0]]
+        [4.6, 4.6, 4.6]
+    """
+    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate)
+    x, centre = (tf.convert_to_tensor(part) for part in data) if isinstance(data, tuple) else (data, None)
+    x = tf.convert_to_tensor(x)
+    parameters = Parameters(*(tf.convert_to_tensor(p) for p in (var_u, var_v, var_c, var_w, var_b)))
+    if validate != "none":
+        _check_shapes(x, parameters)
+    plan = plan_neighborhood(neighbors, sizes)
+    edges = planned_edges(plan, x.device)
+    if validate != "none":
+        arguments.check_neighbors(
+            arguments.Operand(plan.pattern.dense_shape, plan.values.dtype.name),
+            _operand("data", x),
+            None if centre is None else _operand("data's centre part", centre),
+        )
+        checks = _extent_checks(x, centre, parameters, edges)
+        if validate == "full":
+            checks += _finite_checks(x, centre, plan.values, parameters)
+        with tf.control_dependencies(checks):
+            x = tf.identity(x) if checks else x
+    version, options = _resolve(
+        version, transform_data_first, memory_efficient, segment_sum_impl, softmax, _sizes(edges, parameters)
+    )
+    flat = _flatten(x, edges)
+    graph = Graph(
+        x=flat,
+        centre=_flat_centres(x, centre, flat, edges),
+        w=plan.values if edges.edge_of_slot is None else take(plan.values, edges.edge_of_slot),
+        edges=edges,
+    )
+    return _unflatten(ALGORITHMS[version](graph, parameters, options), edges)
+
+
+def _resolve(
+    version: str,
+    transform_data_first: bool | Literal["edges"] | None,
+    memory_efficient: bool,
+    segment_sum_impl: str,
+    softmax: str,
+    sizes: cost_model.Sizes,
+) -> tuple[str, Options]:
+    """The algorithm and its options after the defaults and "auto" are filled in."""
+    if version == "gather_sum":
+        return "v1", Options(False, False, memory_efficient, "unsorted", "stable")
+    first = cost_model.transform_first(sizes) if transform_data_first is None else bool(transform_data_first)
+    if version == "auto":
+        version = cost_model.choose(sizes, "tensorflow", training=True).version
+    return version, Options(first, transform_data_first == "edges", memory_efficient, segment_sum_impl, softmax)
+
+
+def _sizes(edges: Edges, p: Parameters) -> cost_model.Sizes:
+    """What is known of the sizes while a function is traced; unknown extents count as 1."""
+
+    def known(length: Any) -> int:
+        return length if isinstance(length, int) else 1
+
+    channels, outputs = extent(p.var_w, 1), extent(p.var_w, 2)
+    return cost_model.Sizes(
+        known(edges.cols), known(extent(edges.row, 0)), known(channels), known(outputs), known(p.matrices)
+    )
+
+
+def _flatten(x: tf.Tensor, edges: Edges) -> tf.Tensor:
+    """The kept vertices of all blocks [cols, C]."""
+    flat = tf.reshape(x, [edges.blocks * edges.extents[-1], extent(x, -1)])
+    return flat if edges.kept is None else take(flat, edges.kept)
+
+
+def _flat_centres(x: tf.Tensor, centre: tf.Tensor | None, flat: tf.Tensor, edges: Edges) -> tf.Tensor:
+    """The centres' features [rows, C]: their own, or the first Vo rows of each block."""
+    rows, cols = edges.extents[-2:]
+    if centre is None:
+        if edges.kept is not None or rows is cols or (isinstance(rows, int) and rows == cols):
+            return flat
+        centre = x[..., :rows, :]
+    return tf.reshape(centre, [edges.rows, extent(x, -1)])
+
+
+def _unflatten(y: tf.Tensor, edges: Edges) -> tf.Tensor:
+    """[rows, D] to [A1, ..., An, Vo, D], rows beyond ``sizes`` 0."""
+    outputs = extent(y, 1)
+    if edges.kept is not None:
+        shape = tf.stack([tf.cast(n, edges.kept.dtype) for n in (edges.blocks * edges.extents[-2], outputs)])
+        y = tf.scatter_nd(edges.kept[:, None], y, shape)
+    return tf.reshape(y, [*edges.extents[:-1], outputs])
+
+
+# Checks.
+
+
+def _operand(name: str, tensor: tf.Tensor) -> arguments.Operand:
+    if tensor.shape.rank is None:
+        raise ValueError(f"{name} has unknown rank: the number of its dimensions must be known")
+    return arguments.Operand(tuple(tensor.shape.as_list()), tensor.dtype.name)
+
+
+def _check_shapes(x: tf.Tensor, parameters: Parameters) -> None:
+    operand = _operand("data", x)
+    arguments.check_data("data", operand)
+    arguments.check_parameters(operand, *(_operand(name, p) for name, p in parameters._asdict().items()))
+
+
+def _extent_checks(x: tf.Tensor, centre: tf.Tensor | None, p: Parameters, edges: Edges) -> list[Any]:
+    """Assertions on the extents that are unknown while a function is traced."""
+    batch, (centres, sources) = edges.extents[:-2], edges.extents[-2:]
+    channels, matrices, outputs = extent(x, -1), p.matrices, extent(p.var_w, 2)
+    wanted = {
+        "data": (x, (*batch, sources, channels)),
+        "var_u": (p.var_u, (channels, matrices)),
+        "var_v": (p.var_v, (channels, matrices)),
+        "var_c": (p.var_c, (matrices,)),
+        "var_w": (p.var_w, (matrices, channels, outputs)),
+        "var_b": (p.var_b, (outputs,)),
+    }
+    if centre is not None:
+        wanted["data's centre part"] = (centre, (*batch, centres, channels))
+    checks = [
+        tf.debugging.assert_equal(
+            tf.shape(tensor, out_type=tf.int64),
+            tf.stack([tf.cast(length, tf.int64) for length in lengths]),
+            f"{name} does not have the shape that data, neighbors and the parameters have in common",
+        )
+        for name, (tensor, lengths) in wanted.items()
+        if not (tensor.shape.is_fully_defined() and all(isinstance(length, int) for length in lengths))
+    ]
+    if centre is None and not (isinstance(centres, int) and isinstance(sources, int)):
+        message = "neighbors has more rows than data has vertices; give data as a pair (data, centre data)"
+        checks.append(tf.debugging.assert_less_equal(tf.cast(centres, tf.int64), tf.cast(sources, tf.int64), message))
+    return checks
+
+
+def _finite_checks(x: tf.Tensor, centre: tf.Tensor | None, values: tf.Tensor, parameters: Parameters) -> list[Any]:
+    """Raise for values that are not finite, or assert it of symbolic ones."""
+    named = {"data": x, "neighbors.values": values, **parameters._asdict()}
+    if centre is not None:
+        named["data's centre part"] = centre
+    checks = []
+    for name, tensor in named.items():
+        if is_symbolic(tensor):
+            checks.append(tf.debugging.assert_all_finite(tensor, f"{name}: validate='full' wants finite values"))
+            continue
+        array = tensor.numpy()
+        bad = ~np.isfinite(array)
+        if bad.any():
+            where = [int(k) for k in np.argwhere(bad)[0]]
+            raise ValueError(f"{name} is {array[tuple(where)]} at {where}: validate='full' wants finite values")
+    return checks

@@ -1,0 +1,1 @@
+"""One file a command: options to engine to report. No numerics here."""

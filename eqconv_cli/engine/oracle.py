@@ -1,0 +1,59 @@
+"""A problem made concrete: inputs rounded to the dtype of the run, and what the float64 reference says about them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eqconv_cli.catalog import Arrays, Family, Problem, load
+
+FLOAT_DTYPES = ("float32", "float64")
+
+
+class Instance:
+    """One problem, seed and dtype.
+
+    Attributes:
+        inputs: read-only arrays by name, the floating-point ones rounded to ``dtype``. The oracle works in float64 on
+            these very numbers.
+    """
+
+    def __init__(self, family: Family, problem: Problem, dtype: str, seed: int, reference: str | None = None) -> None:
+        self.family, self.problem, self.dtype, self.seed = family, problem, dtype, seed
+        self._reference = reference or family.reference
+        self.inputs: Arrays = {name: _frozen(array, dtype) for name, array in problem.arrays(seed).items()}
+
+    def fresh_inputs(self) -> Arrays:
+        """Writable copies: whatever a variant does to them is its own affair, until they are compared."""
+        return {name: array.copy() for name, array in self.inputs.items()}
+
+    @cached_property
+    def outputs(self) -> Arrays:
+        """The reference outputs, float64."""
+        with np.errstate(all="ignore"):
+            result: Arrays = load(self._reference)(self.inputs)
+        return result
+
+    @cached_property
+    def cotangents(self) -> Arrays:
+        """Normal random ∂L/∂output, rounded to the dtype; never ones, which would hide a transposed product."""
+        rng = np.random.default_rng([self.seed, 1])
+        return {
+            name: _frozen(rng.normal(size=output.shape), self.dtype) for name, output in sorted(self.outputs.items())
+        }
+
+    @cached_property
+    def gradients(self) -> Arrays:
+        """The reference gradients of Σ⟨cotangent, output⟩ with respect to the differentiable inputs, float64."""
+        with np.errstate(all="ignore"):
+            result: Arrays = load(self.family.reference_gradients)(self.inputs, self.cotangents)
+        return {name: result[name] for name in self.family.differentiable if name in self.inputs}
+
+
+def _frozen(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    frozen = np.array(array, dtype=dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
+    frozen.flags.writeable = False
+    return frozen
