@@ -167,8 +167,10 @@ class Case:
     baseline: str
     #: Which passes are timed, of "forward", "forward+backward", "step".
     passes: tuple[str, ...] = ("forward", "forward+backward")
-    #: ``"module:function"`` of the oracle when the case times something else than the family's operation.
+    #: The oracle when the case times something else than the family's operation, as in :class:`Family`.
     reference: str | None = None
+    reference_gradients: str | None = None
+    differentiable: tuple[str, ...] | None = None
     #: Whether ``Family.cost`` describes what the case times.
     costed: bool = True
 

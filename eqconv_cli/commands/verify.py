@@ -57,6 +57,7 @@ def verify(
     frameworks.limit_threads(threads)
 
     from eqconv_cli.engine import selection
+
     fingerprint = dict
     from eqconv_cli.engine.verify import VerifyPlan
     from eqconv_cli.engine.verify import verify as run

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqconv_cli.catalog import Arrays, Family, Problem, load
+from eqconv_cli.catalog import Arrays, Case, Family, Problem, load
 
 FLOAT_DTYPES = ("float32", "float64")
 
@@ -21,9 +21,11 @@ class Instance:
             these very numbers.
     """
 
-    def __init__(self, family: Family, problem: Problem, dtype: str, seed: int, reference: str | None = None) -> None:
+    def __init__(self, family: Family, problem: Problem, dtype: str, seed: int, case: Case | None = None) -> None:
         self.family, self.problem, self.dtype, self.seed = family, problem, dtype, seed
-        self._reference = reference or family.reference
+        self._reference = (case and case.reference) or family.reference
+        self._reference_gradients = (case and case.reference_gradients) or family.reference_gradients
+        self._differentiable = (case and case.differentiable) or family.differentiable
         self.inputs: Arrays = {name: _frozen(array, dtype) for name, array in problem.arrays(seed).items()}
 
     def fresh_inputs(self) -> Arrays:
@@ -49,11 +51,12 @@ class Instance:
     def gradients(self) -> Arrays:
         """The reference gradients of Σ⟨cotangent, output⟩ with respect to the differentiable inputs, float64."""
         with np.errstate(all="ignore"):
-            result: Arrays = load(self.family.reference_gradients)(self.inputs, self.cotangents)
-        return {name: result[name] for name in self.family.differentiable if name in self.inputs}
+            result: Arrays = load(self._reference_gradients)(self.inputs, self.cotangents)
+        return {name: result[name] for name in self._differentiable if name in self.inputs}
 
 
-def _frozen(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    frozen = np.array(array, dtype=dtype if np.issubdtype(array.dtype, np.floating) else array.dtype)
+def _frozen(array: npt.ArrayLike, dtype: str) -> npt.NDArray[Any]:
+    given = np.asarray(array)
+    frozen = np.array(given, dtype=dtype if np.issubdtype(given.dtype, np.floating) else given.dtype)
     frozen.flags.writeable = False
     return frozen

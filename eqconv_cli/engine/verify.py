@@ -106,7 +106,7 @@ class _Instances:
         seed = self._seed + 1 if decoy else self._seed
         key = (unit.dtype, seed)
         if key not in self._made:
-            self._made[key] = Instance(unit.selection.family, unit.problem, unit.dtype, seed)
+            self._made[key] = Instance(unit.selection.family, unit.problem, unit.dtype, seed, unit.selection.case)
         return self._made[key]
 
 

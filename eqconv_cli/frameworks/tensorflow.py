@@ -86,8 +86,8 @@ class BoundRun:
 
         wrap = {
             "eager": lambda f: f,
-            "function": tf.function,
-            "xla": lambda f: tf.function(f, jit_compile=True),
+            "function": lambda f: tf.function(f, autograph=False),
+            "xla": lambda f: tf.function(f, autograph=False, jit_compile=True),
         }[mode]
         self._forward, self._backward = wrap(function), wrap(backward)
         with tf.device(self._device):

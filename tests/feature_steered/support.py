@@ -98,9 +98,11 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, flo
     assert found <= tolerance, f"error {found:.3g} is above {tolerance:.3g}"
 
 
-def assert_gradients(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tolerance: float) -> None:
+def assert_gradients(
+    actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tolerance: float, floor: float = 1e-3
+) -> None:
     """All gradients are there, and right."""
     assert set(actual) == set(expected)
     for name, gradient in expected.items():
-        found = error(actual[name], gradient, 1e-3)
+        found = error(actual[name], gradient, floor)
         assert found <= tolerance, f"{name}: error {found:.3g} is above {tolerance:.3g}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from eqconv_cli.backends.feature_steered import stacks
 from eqconv_cli.backends.feature_steered.graphs import uniform_random
+from eqconv_cli.backends.feature_steered.problems import missing_file
 from eqconv_cli.backends.feature_steered.variants import variant
-from eqconv_cli.catalog import Case, Problem
+from eqconv_cli.catalog import Case, Problem, Variant
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -67,4 +71,72 @@ PR101 = Case(
     passes=("forward", "forward+backward"),
 )
 
-CASES = (PR101,)
+
+def _stack_variant(layers: int, **options: Any) -> Variant:
+    """A variant of the operator as every convolution of a stack. Rounding errors of successive layers add up."""
+    return replace(
+        variant("tensorflow", **options),
+        prepare="eqconv_cli.backends.feature_steered.tensorflow_stacks:prepare",
+        slow=False,
+        tolerance_factor=float(layers),
+        tolerance_why=f"the rounding errors of {layers} successive layers add up",
+    )
+
+
+_NINE = {
+    name: _stack_variant(len(stacks.MODEL), softmax="raw", **options)
+    for name, options in PUBLISHED.items()
+    if not name.endswith("bad")
+}
+
+PR101_MODEL = Case(
+    name="pr101-model",
+    title="mesh segmentation, one Adam step: 8 meshes, M 8 (--set matrices=64 for the other published size)",
+    source="tensorflow/graphics pull request #101, feature_steered_model_benchmark",
+    problems=(
+        Problem(
+            "pr101-model",
+            stacks.segmentation_batch,
+            {"batch": 8, "matrices": 8},
+            "eight poses of a real mesh instead of a dancer sequence that is not redistributable",
+            missing=partial(missing_file, "pymeshlab", "tests/sample_meshes/cow.obj"),
+        ),
+    ),
+    variants=tuple(_NINE.values()),
+    baseline=_NINE["v1_p2d"].name,
+    passes=("forward+backward",),
+    reference="eqconv_cli.backends.feature_steered.stacks:reference",
+    reference_gradients="eqconv_cli.backends.feature_steered.stacks:reference_gradients",
+    differentiable=stacks.parameter_names(stacks.MODEL),
+    costed=False,
+)
+
+_LAYERS = 10
+_STACK = (
+    _stack_variant(_LAYERS, algorithm="gather_sum"),
+    _stack_variant(_LAYERS, algorithm="v1", order="last", segment_sum="sorted", fold=False),
+    _stack_variant(_LAYERS, algorithm="sparse_matmul", order="last", fold=False),
+    _stack_variant(_LAYERS, algorithm="gather_sum", mode="xla"),
+)
+
+PR155 = Case(
+    name="pr155",
+    title="layer stack: V 100,000, 10 V random pairs, 3 input channels, 10 layers, M 8, D 32",
+    source="tensorflow/graphics pull request #155, graph_convolution_benchmark",
+    problems=(
+        Problem(
+            "pr155",
+            stacks.stack_inputs,
+            {"vertices": 100_000, "degree": 10, "layers": _LAYERS, "outputs": 32, "matrices": 8},
+            "random pairs with replacement, ReLU after each layer",
+        ),
+    ),
+    variants=_STACK,
+    baseline=_STACK[0].name,
+    reference="eqconv_cli.backends.feature_steered.stacks:reference",
+    reference_gradients="eqconv_cli.backends.feature_steered.stacks:reference_gradients",
+    differentiable=stacks.parameter_names(stacks.layer_stack(_LAYERS, 32)),
+    costed=False,
+)
+
+CASES = (PR101, PR101_MODEL, PR155)

@@ -181,7 +181,8 @@ def _need(package: str, relative: str) -> Path:
     return path
 
 
-def _missing(package: str, relative: str) -> list[str]:
+def missing_file(package: str, relative: str) -> list[str]:
+    """Why a packaged file cannot be used; empty when it is there."""
     if meshes.packaged_file(package, relative) is None:
         return [f'the package {package} with {relative} is not installed (pip install "eqconv[data]")']
     return []
@@ -201,7 +202,7 @@ def _packaged(
         layer,
         title,
         _REAL | frozenset(traits),
-        partial(_missing, package, relative),
+        partial(missing_file, package, relative),
     )
 
 
@@ -235,7 +236,7 @@ PROBLEMS = (
         {"channels": 12, "outputs": 10, "matrices": 4},
         "triangulated airfoil of PyGSP, 4,253 vertices",
         frozenset({"verify", "real"}),
-        partial(_missing, "pygsp", "data/pointclouds/airfoil.mat"),
+        partial(missing_file, "pygsp", "data/pointclouds/airfoil.mat"),
     ),
     Problem(
         "bipartite",
@@ -278,7 +279,7 @@ PROBLEMS = (
         {"channels": 8, "outputs": 6, "matrices": 4},
         "road network of PyGSP, 2,642 crossings",
         frozenset({"full", "real"}),
-        partial(_missing, "pygsp", "data/pointclouds/minnesota.mat"),
+        partial(missing_file, "pygsp", "data/pointclouds/minnesota.mat"),
     ),
     _packaged("cow", "pymeshlab", _SAMPLES + "cow.obj", "cow of PyMeshLab, 2,904 vertices", ("full",)),
     Problem("random", _random, {"vertices": 2000, "sparsity": 0.99, **LAYER}, "uniformly random entries"),

@@ -103,8 +103,9 @@ def feature_steered_convolution(
         checks = _extent_checks(x, centre, parameters, edges)
         if validate == "full":
             checks += _finite_checks(x, centre, plan.values, parameters)
-        with tf.control_dependencies(checks):
-            x = tf.identity(x) if checks else x
+        if checks:
+            with tf.control_dependencies(checks):
+                x, parameters = tf.identity(x), Parameters(*(tf.identity(p) for p in parameters))
     version, options = _resolve(
         version, transform_data_first, memory_efficient, segment_sum_impl, softmax, _sizes(edges, parameters)
     )

@@ -86,12 +86,24 @@ def channels_of(inputs_shape: Any) -> int:
     return int(shape[-1])
 
 
+class TakesNeighbors:
+    """Lets a Keras layer or model be called with neighbours that are not tensors."""
+
+    def __call__(self, inputs: Any, neighbors: Any = None, sizes: Any = None, **context: Any) -> Any:
+        """Plan neighbours that are not a tensor, and give them by name: Keras takes nothing else without one."""
+        tensor = isinstance(neighbors, tf.SparseTensor) or getattr(neighbors, "sparse", False)
+        if neighbors is not None and not tensor:
+            neighbors, sizes = plan_neighborhood(neighbors, sizes), None
+        return super().__call__(inputs, neighbors=neighbors, sizes=sizes, **context)  # type: ignore[misc]
+
+
 @keras.saving.register_keras_serializable(package="eqconv")
-class FeatureSteeredConvolution(keras.layers.Layer):  # type: ignore[misc]
+class FeatureSteeredConvolution(TakesNeighbors, keras.layers.Layer):  # type: ignore[misc]
     """Feature-steered graph convolution with its parameters.
 
-    Call it with ``[data, neighbors]``, ``[data, neighbors, sizes]`` or ``(data, neighbors, sizes)``; a plan only in the
-    last form. ``data`` and the weights of the neighbours are cast to the layer's dtype.
+    Call it with ``(data, neighbors, sizes)``, where neighbors may have every form that
+    :func:`feature_steered_convolution` takes, or with a list of tensors ``[data, neighbors]`` or
+    ``[data, neighbors, sizes]``. ``data`` and the weights of the neighbours are cast to the layer's dtype.
 
     Args:
         num_weight_matrices: M.
@@ -245,6 +257,10 @@ class FeaStConv(keras.layers.Layer):  # type: ignore[misc]
         pairs = np.asarray(edge_index)
         indices, weights = mean_neighborhood(pairs, num_sources, targets, self.add_self_loops)
         return plan_neighborhood(Coo(indices, weights.astype(self.compute_dtype), (targets, num_sources)))
+
+    def __call__(self, x: Any, edge_index: Any, **context: Any) -> Any:
+        """The convolution, see :meth:`call`; Keras takes a plan, which is no tensor, by name alone."""
+        return super().__call__(x, edge_index=edge_index, **context)
 
     def call(self, x: Any, edge_index: Any) -> tf.Tensor:
         """The convolution.

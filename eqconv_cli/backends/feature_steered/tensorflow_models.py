@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from eqconv_cli.backends.feature_steered.tensorflow_layers import (
     FeatureSteeredConvolution,
+    TakesNeighbors,
     channels_of,
     check_positive,
     split_options,
@@ -24,7 +25,7 @@ HIDDEN = 256
 
 
 @keras.saving.register_keras_serializable(package="eqconv")
-class MeshSegmentation(keras.Model):  # type: ignore[misc]
+class MeshSegmentation(TakesNeighbors, keras.Model):  # type: ignore[misc]
     """Assigns each vertex of a mesh to one of several classes.
 
     Linear C → 16; three translation-invariant feature-steered convolutions 16 → 32 → 64 → 128 and linear 128 → 256,
@@ -97,7 +98,8 @@ def masked_cross_entropy(logits: tf.Tensor, labels: Any, sizes: Any = None) -> t
 
     Args:
         logits: [A1, ..., An, V, K] floating-point.
-        labels: integer [A1, ..., An, V]; what stands beyond ``sizes`` is not read.
+        labels: whole numbers [A1, ..., An, V], also as floating-point, which is how Keras hands labels to a loss; what
+            stands beyond ``sizes`` is not read.
         sizes: integer [A1, ..., An] or None for all vertices.
 
     Returns:
@@ -120,7 +122,7 @@ def masked_cross_entropy(logits: tf.Tensor, labels: Any, sizes: Any = None) -> t
             raise ValueError(f"sizes has shape {sizes.shape} but logits has batch dimensions {labels.shape[:-1]}")
         real = tf.sequence_mask(sizes, tf.shape(labels)[-1])
     # Both sides are replaced where nothing is to be read: a label there may be no class, a logit may be NaN.
-    labels = tf.where(real, labels, tf.zeros_like(labels))
+    labels = tf.cast(tf.where(real, labels, tf.zeros_like(labels)), tf.int64)
     logits = tf.where(real[..., None], logits, tf.zeros_like(logits))
     weights = tf.cast(real, logits.dtype)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits) * weights

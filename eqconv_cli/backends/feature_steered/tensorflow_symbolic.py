@@ -48,7 +48,8 @@ def symbolic_csr(neighbors: Csr) -> tf.SparseTensor:
         tf.debugging.assert_non_negative(counts, "neighbors.indptr decreases"),
     ]
     with tf.control_dependencies(sound):
-        row = tf.repeat(tf.range(tf.size(counts, out_type=tf.int64)), counts)
+        counts = tf.identity(counts)
+    row = tf.repeat(tf.range(tf.size(counts, out_type=tf.int64)), counts)
     rows = extent(counts, 0)
     shape = [rows, rows if neighbors.columns is None else neighbors.columns]
     return tf.SparseTensor(tf.stack([row, columns], axis=1), neighbors.values, shape)
@@ -161,7 +162,8 @@ def _checked_sizes(sizes: tf.Tensor, batch: tuple[Extent, ...], centres: Extent,
             tf.debugging.assert_equal(size, sources, "sizes of data without batch dimensions must be its vertices")
         )
     with tf.control_dependencies(sound):
-        return tf.reshape(size, [-1])
+        size = tf.identity(size)
+    return tf.reshape(size, [-1])
 
 
 def _inside(
@@ -200,7 +202,8 @@ def symbolic_mean_neighborhood(
         message = "add_self_loops=True: there are more targets than sources"
         few = tf.debugging.assert_less_equal(tf.cast(num_targets, tf.int64), tf.cast(num_sources, tf.int64), message)
         with tf.control_dependencies([few]):
-            others = tf.where(source != target)[:, 0]
+            target = tf.identity(target)
+        others = tf.where(source != target)[:, 0]
         each = tf.range(tf.cast(num_targets, tf.int64))
         source = tf.concat([tf.gather(source, others), each], axis=0)
         target = tf.concat([tf.gather(target, others), each], axis=0)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from eqconv_cli.backends.feature_steered.torch_sparse import Edges, sparse_product, weighted_segment_sum
 
-#: Below this softmax denominator the factored form has lost digits and the edge is computed from its logits.
-DENOMINATOR_FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
+#: Below this softmax denominator Z the edge is computed from its logits. The factored form keeps its digits for smaller
+#: Z too, but autograd forms w/Z² for first and w/Z³ for second derivatives, which must not overflow.
+DENOMINATOR_FLOOR = {torch.float32: 2.0**-40, torch.float64: 2.0**-330}
 
 
 class Parameters(NamedTuple):
