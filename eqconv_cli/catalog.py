@@ -109,6 +109,8 @@ class Problem:
     traits: frozenset[str] = frozenset()
     #: Says what is missing for this problem (a data package), every reason with its remedy; empty when it can be made.
     missing: Callable[[], list[str]] = list
+    #: Parameters that make it a small problem with the same layer sizes, to warm a process up with.
+    tiny: Mapping[str, Parameter] = field(default_factory=dict)
     #: The parameters that differ from the catalog's; they show in the name.
     changes: Mapping[str, Parameter] = field(default_factory=dict)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-
 #: How many allowed names an error line lists.
 _SHOWN_NAMES = 20
 

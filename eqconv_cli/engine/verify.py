@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import shlex
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from eqconv_cli import frameworks
 from eqconv_cli.catalog import Arrays, Check, Prepared, Problem, Variant
-from eqconv_cli.engine.comparison import compare, same_arrays
+from eqconv_cli.engine.checks import check_gradient, check_value, describe, downloaded, judge, tolerance_of
+from eqconv_cli.engine.comparison import compare
 from eqconv_cli.engine.oracle import Instance
 from eqconv_cli.engine.selection import Selection
 from eqconv_cli.events import Event, Note, Part, Row, RowFinished, RunFinished, RunStarted, UnitFinished, UnitStarted
@@ -116,25 +115,29 @@ def _verify_unit(unit: _Unit, plan: VerifyPlan, instances: _Instances) -> Iterat
     if reasons:
         yield replace(row, check="value", status="skip", reason="; ".join(reasons))
         return
-    tolerance = unit_tolerance(unit, plan)
     instance, decoy = instances.of(unit), instances.of(unit, decoy=True)
 
-    def guarded(check: str, work: Callable[[], Row]) -> Row:
+    def guarded(check: str, work: Callable[[Row], Row]) -> Row:
+        mine = replace(row, check=check)
         try:
-            return work()
+            return work(mine)
         except Exception as error:
             if plan.debug:
                 raise
-            return replace(row, check=check, status="error", reason=_describe(error))
+            return replace(mine, status="error", reason=describe(error))
 
-    value = guarded("value", lambda: _check_value(row, unit, instance, decoy, tolerance))
+    value = guarded("value", lambda mine: _check_value_after_decoy(mine, unit, instance, decoy))
     yield value
     if value.status == "error":
         return
     if plan.gradients and unit.variant.gradient:
-        yield guarded("gradient", lambda: _check_gradient(row, unit, instance, tolerance))
+        yield guarded("gradient", lambda mine: check_gradient(mine, _bound(unit, instance), instance))
     if plan.invariants and "invariants" in unit.problem.traits and unit.selection.family.checks:
-        yield guarded("invariant", lambda: _check_invariants(row, unit, instance, tolerance))
+        yield guarded("invariant", lambda mine: _check_invariants(mine, unit, instance))
+
+
+def _bound(unit: _Unit, instance: Instance) -> Prepared:
+    return unit.variant.bind(instance.fresh_inputs(), unit.dtype, unit.device)
 
 
 def why_not(variant: Variant, problem: Problem, device: str) -> list[str]:
@@ -153,7 +156,7 @@ def _missing_device(framework: str, device: str) -> list[str]:
     return frameworks.missing_device(framework, device)
 
 
-def unit_tolerance(unit: _Unit, plan: VerifyPlan) -> float:
+def _tolerance(unit: _Unit, plan: VerifyPlan) -> float:
     """The tolerance of the run times the variant's declared factor."""
     limit = plan.tolerance
     if unit.dtype == "float64":
@@ -161,47 +164,17 @@ def unit_tolerance(unit: _Unit, plan: VerifyPlan) -> float:
     return limit * unit.variant.tolerance_factor
 
 
-def _check_value(row: Row, unit: _Unit, instance: Instance, decoy: Instance, tolerance: float) -> Row:
+def _check_value_after_decoy(row: Row, unit: _Unit, instance: Instance, decoy: Instance) -> Row:
     other = unit.variant.bind(decoy.fresh_inputs(), unit.dtype, unit.device)
     other.run()
     other.synchronize()
     given = instance.fresh_inputs()
     prepared = unit.variant.bind(given, unit.dtype, unit.device)
-    parts: list[Part] = []
-    faults: list[str] = []
-    floor = unit.selection.family.value_floor
-    for suffix in ("", ", second run"):
-        results = _downloaded(prepared, prepared.run())
-        faults += _structure_faults(results, instance.outputs, unit.dtype)
-        faults += _sharing_faults(results, {**given, **instance.inputs, **instance.outputs})
-        new = _compare_all(results, instance.outputs, tolerance, floor, suffix)
-        # The second run is named only where it differs: it normally repeats the first to the last digit or nearly so.
-        parts += [p for p in new if not suffix or not p.passed]
-    faults += _input_faults(prepared.inputs(), instance.inputs)
     why = "" if unit.variant.gradient else unit.variant.why_no_gradient
-    return _judge(replace(row, check="value"), parts, faults, why)
+    return check_value(row, prepared, given, instance, why)
 
 
-def _check_gradient(row: Row, unit: _Unit, instance: Instance, tolerance: float) -> Row:
-    prepared = unit.variant.bind(instance.fresh_inputs(), unit.dtype, unit.device)
-    cotangents = {name: prepared.upload(g.copy()) for name, g in instance.cotangents.items()}
-    parts: list[Part] = []
-    faults: list[str] = []
-    floor = unit.selection.family.gradient_floor
-    for suffix in ("", ", second run"):
-        results = _downloaded(prepared, prepared.run_backward(cotangents))
-        faults += _structure_faults(results, instance.gradients, unit.dtype)
-        faults += _sharing_faults(results, {**instance.inputs, **instance.gradients})
-        new = _compare_all(results, instance.gradients, tolerance, floor, suffix)
-        parts += [p for p in new if not suffix or not p.passed]
-    faults += _input_faults(prepared.inputs(), instance.inputs)
-    for name, g in instance.cotangents.items():
-        if not same_arrays(g, prepared.download(cotangents[name])):
-            faults.append(f"the cotangent {name} was changed by the run")
-    return _judge(replace(row, check="gradient"), parts, faults)
-
-
-def _check_invariants(row: Row, unit: _Unit, instance: Instance, tolerance: float) -> Row:
+def _check_invariants(row: Row, unit: _Unit, instance: Instance) -> Row:
     unchanged: list[Arrays] = []
 
     def compute(inputs: Arrays) -> Arrays:
@@ -212,12 +185,14 @@ def _check_invariants(row: Row, unit: _Unit, instance: Instance, tolerance: floa
 
     def _compute(inputs: Arrays) -> Arrays:
         prepared = unit.variant.bind({n: a.copy() for n, a in inputs.items()}, unit.dtype, unit.device)
-        return _downloaded(prepared, prepared.run())
+        return downloaded(prepared, prepared.run())
 
     parts = [
-        part for check in unit.selection.family.checks for part in _invariant_parts(check, compute, instance, tolerance)
+        part
+        for check in unit.selection.family.checks
+        for part in _invariant_parts(check, compute, instance, tolerance_of(row))
     ]
-    return _judge(replace(row, check="invariant"), parts, [])
+    return judge(row, parts, [])
 
 
 def _invariant_parts(
@@ -230,65 +205,6 @@ def _invariant_parts(
         )
         for pair in pairs
     ]
-
-
-def _downloaded(prepared: Prepared, results: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    prepared.synchronize()
-    return {name: prepared.download(result) for name, result in results.items()}
-
-
-def _compare_all(results: Arrays, expected: Arrays, tolerance: float, floor: float, suffix: str) -> list[Part]:
-    return [
-        compare(name + suffix, results[name], expected[name], tolerance, floor) for name in expected if name in results
-    ]
-
-
-def _structure_faults(results: Arrays, expected: Arrays, dtype: str) -> list[str]:
-    faults = [f"{name} is missing" for name in expected if name not in results]
-    faults += [f"{name} was not asked for" for name in results if name not in expected]
-    faults += [
-        f"{name} has dtype {array.dtype}, expected {dtype}" for name, array in results.items() if array.dtype != dtype
-    ]
-    return faults
-
-
-def _sharing_faults(results: Arrays, others: Arrays) -> list[str]:
-    return [
-        f"{name} shares memory with {other}"
-        for name, array in results.items()
-        for other, against in others.items()
-        if np.may_share_memory(array, against)
-    ]
-
-
-def _input_faults(now: Arrays, before: Arrays) -> list[str]:
-    return [
-        f"the input {name} was changed by the run"
-        for name, array in now.items()
-        if name in before and not same_arrays(before[name], np.asarray(array))
-    ]
-
-
-def _judge(row: Row, parts: Sequence[Part], faults: Sequence[str], remark: str = "") -> Row:
-    """The finished row: pass only if something was compared and nothing is wrong."""
-    wrong = list(dict.fromkeys(faults)) + [f"{part.name} {part.detail}" for part in parts if not part.passed]
-    if not parts:
-        wrong.append("nothing was compared")
-    worst = max(parts, key=_severity, default=None)
-    return replace(
-        row,
-        status="fail" if wrong else "pass",
-        reason="; ".join(wrong) if wrong else remark,
-        max_abs=worst.max_abs if worst else None,
-        max_rel=worst.max_rel if worst else None,
-        parts=tuple(parts),
-        repeat=row.repeat if wrong else None,
-    )
-
-
-def _severity(part: Part) -> tuple[bool, float]:
-    """Orders parts by how bad they are; a NaN error is worse than any number."""
-    return not part.passed, part.max_rel if part.max_rel == part.max_rel else float("inf")
 
 
 def _row_template(unit: _Unit, plan: VerifyPlan) -> Row:
@@ -309,13 +225,6 @@ def _row_template(unit: _Unit, plan: VerifyPlan) -> Row:
         dtype=unit.dtype,
         check="value",
         status="error",
-        tolerance=unit_tolerance(unit, plan),
+        tolerance=_tolerance(unit, plan),
         repeat=shlex.join([*words, *plan.repeat_options]),
     )
-
-
-def _describe(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]} ({where}; --debug shows the traceback)"

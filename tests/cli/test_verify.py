@@ -169,7 +169,7 @@ def test_a_fault_of_eqconv_exits_4_and_debug_shows_it(monkeypatch: pytest.Monkey
 
 
 def test_an_interrupt_prints_what_was_done_and_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, calls = engine._check_value, []
+    right, calls = engine.check_value, []
 
     def interrupted(*arguments: object) -> object:
         calls.append(arguments)
@@ -177,7 +177,7 @@ def test_an_interrupt_prints_what_was_done_and_exits_130(monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return right(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "_check_value", interrupted)
+    monkeypatch.setattr(engine, "check_value", interrupted)
     result = run(*FAST)
     assert result.exit_code == 130
     assert "interrupted; what was done is above" in result.stdout

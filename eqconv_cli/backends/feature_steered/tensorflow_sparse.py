@@ -41,14 +41,15 @@ def extent(tensor: tf.Tensor, axis: int) -> Extent:
 
 
 def edges_of(pattern: Pattern, device: str) -> Edges:
-    """The pattern on a device ("" = where TensorFlow puts it); converted at the first call, then kept."""
-    spec = tf.DeviceSpec.from_string(device)
-    name = f"/{spec.device_type}:{spec.device_index or 0}" if spec.device_type else ""
-    key = ("tensorflow", name)
-    if key not in pattern.copies:
-        # Outside any function that is being traced: the tensors outlive it.
-        with tf.init_scope(), tf.device(name or None):
-            pattern.copies[key] = _upload(pattern)
+    """The pattern on a device ("" = where TensorFlow puts new tensors); converted at the first call, then kept."""
+    # Outside any function that is being traced: the tensors outlive it.
+    with tf.init_scope():
+        spec = tf.DeviceSpec.from_string(device or tf.zeros([]).device)
+        name = f"/{spec.device_type}:{spec.device_index or 0}"
+        key = ("tensorflow", name)
+        if key not in pattern.copies:
+            with tf.device(name):
+                pattern.copies[key] = _upload(pattern)
     edges: Edges = pattern.copies[key]
     return edges
 

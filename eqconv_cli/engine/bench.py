@@ -1,0 +1,309 @@
+"""Times variants side by side: verified in the same run, in interleaved rounds, as ratios with intervals.
+
+Every variant that is timed has first been compared with the oracle on the very arrays that are timed; one that fails is
+reported and not timed. In each round every variant takes its turn, in random order, so a machine that changes its speed
+changes all of them, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqconv_cli.catalog import Cost, Prepared, Problem, Variant
+from eqconv_cli.engine import ceilings, memory, statistics
+from eqconv_cli.engine.checks import check_gradient, check_value, describe
+from eqconv_cli.engine.oracle import Instance
+from eqconv_cli.engine.selection import Selection
+from eqconv_cli.engine.verify import why_not
+from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished, RunStarted, UnitFinished, UnitStarted
+
+PASSES = ("forward", "forward+backward")
+#: A sample shorter than this is repeated inside until it is longer: the clock's own cost stays below a thousandth.
+_SHORTEST_SAMPLE_S = 2e-3
+#: Fewest rounds for an interval to mean anything, kept even when the time budget is spent.
+MIN_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """Everything that ``bench`` needs to know."""
+
+    selections: tuple[Selection, ...]
+    passes: tuple[str, ...] = PASSES
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+    tolerance: float = 1e-5
+    rounds: int = 11
+    #: Seconds for all the rounds together; None for as long as they take.
+    time_budget: float | None = None
+    memory: bool = True
+    threshold: float = 0.05
+    threads: int | None = None
+    plugin: str | None = None
+    files: tuple[tuple[str, Path], ...] = ()
+    debug: bool = False
+
+
+@dataclass
+class _Contender:
+    """A variant that passed its comparison and takes part in the rounds."""
+
+    variant: Variant
+    row: Row
+    prepared: Prepared
+    work: Callable[[], Any]
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Variants that are timed against each other: one problem, one pass."""
+
+    selection: Selection
+    problem: Problem
+    check: str
+
+
+def bench(plan: BenchPlan) -> Iterator[Event]:
+    """Verify and time every selected variant and yield the events; Ctrl-C ends the run after the rows that are done."""
+    started = time.perf_counter()
+    groups = [
+        _Group(selection, problem, check)
+        for selection in plan.selections
+        for problem in selection.problems
+        for check in (selection.case.passes if selection.case else PASSES)
+        if check in plan.passes
+    ]
+    counts: Counter[str] = Counter()
+    interrupted = False
+    per_group = sum(len(group.selection.variants) * (2 if plan.memory else 1) + plan.rounds for group in groups)
+    yield RunStarted(per_group)
+    try:
+        limits = ceilings.measure(plan.dtype)
+        yield Note(
+            f"ceilings measured in this run, {plan.dtype}: numpy copy {limits.bytes_per_s / 1e9:.1f} GB/s, "
+            f"numpy GEMM {limits.flops_per_s / 1e9:.0f} GFLOP/s"
+        )
+        for group in groups:
+            budget = None if plan.time_budget is None else plan.time_budget / len(groups)
+            for event in _bench_group(group, plan, limits, budget):
+                if isinstance(event, RowFinished):
+                    counts[event.row.status] += 1
+                yield event
+    except KeyboardInterrupt:
+        interrupted = True
+    yield RunFinished(dict(counts), time.perf_counter() - started, interrupted, {"seed": plan.seed})
+
+
+def explain(plan: BenchPlan) -> Iterator[str]:
+    """What "auto" takes for each problem, and why."""
+    for selection in plan.selections:
+        for problem in selection.problems:
+            if selection.family.explain is None or (selection.case and selection.case.reference) or problem.missing():
+                continue
+            for line in selection.family.explain(Instance(selection.family, problem, plan.dtype, plan.seed).inputs):
+                yield f"{problem.name}: {line}"
+
+
+def _bench_group(group: _Group, plan: BenchPlan, limits: ceilings.Ceilings, budget: float | None) -> Iterator[Event]:
+    contenders: list[_Contender] = []
+    instance: Instance | None = None
+    for variant in group.selection.variants:
+        yield UnitStarted(f"verify {variant.name} · {group.problem.name} · {group.check}")
+        row = _row_template(group, variant, plan)
+        reasons = why_not(variant, group.problem, plan.device)
+        if not reasons and group.check != "forward" and not variant.gradient:
+            reasons = [variant.why_no_gradient or "no backward pass"]
+        if reasons:
+            yield RowFinished(replace(row, status="skip", reason="; ".join(reasons)))
+        else:
+            instance = instance or _instance(group, plan)
+            entered = _enter(row, variant, instance, plan)
+            if isinstance(entered, Row):
+                yield RowFinished(entered)
+            else:
+                contenders.append(entered)
+        yield UnitFinished()
+    if not contenders or instance is None:
+        return
+    baseline = next((c for c in contenders if c.variant.name == group.selection.baseline), contenders[0])
+    if baseline.variant.name != group.selection.baseline:
+        yield Note(f"{group.problem.name}, {group.check}: ratios to {baseline.variant.name}, the first that ran")
+    samples: dict[str, list[float]] = {c.variant.name: [] for c in contenders}
+    yield from _rounds(contenders, samples, plan, budget, group)
+    peaks: Mapping[str, memory.Measured] = {}
+    if plan.memory:
+        yield UnitStarted(f"peak memory · {group.problem.name} · {group.check}")
+        peaks = _peaks(group, contenders, plan)
+        for _ in contenders:
+            yield UnitFinished()
+    case = group.selection.case
+    costed = group.check == "forward" and (case is None or case.costed)
+    cost = group.selection.family.cost(instance.inputs) if costed else None
+    for contender in contenders:
+        row = _timed(contender, samples, baseline.variant.name, plan)
+        yield RowFinished(_with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name)))
+
+
+def _instance(group: _Group, plan: BenchPlan) -> Instance:
+    return Instance(group.selection.family, group.problem, plan.dtype, plan.seed, group.selection.case)
+
+
+def _enter(row: Row, variant: Variant, instance: Instance, plan: BenchPlan) -> _Contender | Row:
+    """Prepare a variant, compare its results with the oracle, warm it up; the finished row if that fails."""
+    try:
+        given = instance.fresh_inputs()
+        prepared = variant.bind(given, plan.dtype, plan.device)
+        if row.check == "forward":
+            verified = check_value(row, prepared, given, instance)
+            work: Callable[[], Any] = prepared.run
+        else:
+            verified = check_gradient(row, prepared, instance)
+            cotangents = {name: prepared.upload(g.copy()) for name, g in instance.cotangents.items()}
+
+            def work() -> Any:
+                return prepared.run_backward(cotangents)
+
+        if verified.status != "pass":
+            return replace(verified, reason=f"not timed: {verified.reason}")
+        contender = _Contender(variant, replace(verified, parts=()), prepared, work)
+        _warm_up(contender)
+        return contender
+    except Exception as error:
+        if plan.debug:
+            raise
+        return replace(row, status="error", reason=describe(error))
+
+
+def _warm_up(contender: _Contender) -> None:
+    """Run until two runs in a row take about as long, at most ten; then choose how often a sample repeats."""
+    last = _sample(contender)
+    for _ in range(9):
+        now = _sample(contender)
+        steady = abs(now - last) <= 0.1 * last
+        last = now
+        if steady:
+            break
+    contender.repeats = max(1, int(np.ceil(_SHORTEST_SAMPLE_S / max(last, 1e-7))))
+
+
+def _sample(contender: _Contender) -> float:
+    """Seconds of one run, averaged over the repeats of a sample."""
+    contender.prepared.synchronize()
+    start = time.perf_counter()
+    for _ in range(contender.repeats):
+        result = contender.work()
+    contender.prepared.synchronize()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed / contender.repeats
+
+
+def _rounds(
+    contenders: Sequence[_Contender],
+    samples: Mapping[str, list[float]],
+    plan: BenchPlan,
+    budget: float | None,
+    group: _Group,
+) -> Iterator[Event]:
+    rng = np.random.default_rng(plan.seed)
+    started = time.perf_counter()
+    for number in range(plan.rounds):
+        spent = time.perf_counter() - started
+        if budget is not None and spent > budget and number >= MIN_ROUNDS:
+            yield Note(
+                f"{group.problem.name}, {group.check}: {number} of {plan.rounds} rounds, the time budget is spent"
+            )
+            return
+        yield UnitStarted(f"round {number + 1}/{plan.rounds} · {group.problem.name} · {group.check}")
+        for index in rng.permutation(len(contenders)):
+            samples[contenders[index].variant.name].append(_sample(contenders[index]))
+        yield UnitFinished()
+
+
+def _timed(contender: _Contender, samples: Mapping[str, list[float]], baseline: str, plan: BenchPlan) -> Row:
+    mine = samples[contender.variant.name]
+    ratio = statistics.paired_ratio(mine, samples[baseline], plan.seed)
+    is_baseline = contender.variant.name == baseline
+    return replace(
+        contender.row,
+        median_s=statistics.median(mine),
+        iqr_s=statistics.interquartile_range(mine),
+        runs=len(mine),
+        samples_s=tuple(mine),
+        baseline=baseline,
+        ratio=ratio.value,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+        verdict=None if is_baseline else statistics.verdict(ratio, plan.threshold),
+    )
+
+
+def _with_ceiling(row: Row, cost: Cost | None, limits: ceilings.Ceilings) -> Row:
+    if cost is None or not row.median_s:
+        return row
+    floor, binding = limits.floor(cost)
+    return replace(
+        row,
+        flops=cost.flops,
+        bytes_moved=cost.bytes,
+        ceiling=binding,
+        percent_of_ceiling=100 * floor / row.median_s,
+    )
+
+
+def _with_peak(row: Row, measured: memory.Measured | None) -> Row:
+    if measured is None:
+        return row
+    return replace(row, peak_bytes=measured.peak_bytes, peak_source=measured.source)
+
+
+def _peaks(group: _Group, contenders: Sequence[_Contender], plan: BenchPlan) -> dict[str, memory.Measured]:
+    """Measured two at a time: each in its own process, and nothing is being timed."""
+    selection = group.selection
+    requests = [
+        memory.Request(
+            family=selection.family.name,
+            case=selection.case.name if selection.case else None,
+            problem=group.problem.name.split("[")[0],
+            parameters=group.problem.changes,
+            variant=contender.variant.name,
+            dtype=plan.dtype,
+            device=plan.device,
+            seed=plan.seed,
+            backward=group.check != "forward",
+            threads=plan.threads,
+            plugin=plan.plugin,
+            files=tuple((name, str(path)) for name, path in plan.files),
+        )
+        for contender in contenders
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        measured = list(pool.map(memory.measure, requests))
+    return {contender.variant.name: m for contender, m in zip(contenders, measured, strict=True)}
+
+
+def _row_template(group: _Group, variant: Variant, plan: BenchPlan) -> Row:
+    family = group.selection.family
+    limit = min(plan.tolerance, family.float64_tolerance) if plan.dtype == "float64" else plan.tolerance
+    return Row(
+        family=family.name,
+        problem=group.problem.name,
+        variant=variant.name,
+        algorithm=variant.algorithm,
+        framework=variant.framework,
+        device=plan.device,
+        dtype=plan.dtype,
+        check=group.check,
+        status="error",
+        tolerance=limit * variant.tolerance_factor,
+    )
