@@ -57,11 +57,9 @@ def verify(
     frameworks.limit_threads(threads)
 
     from eqconv_cli.engine import selection
-
-    fingerprint = dict
+    from eqconv_cli.engine.machine import fingerprint
     from eqconv_cli.engine.verify import VerifyPlan
     from eqconv_cli.engine.verify import verify as run
-    from eqconv_cli.events import Note, Row, RowFinished, RunFinished
     from eqconv_cli.report import console as terminal
     from eqconv_cli.report import files as writers
     from eqconv_cli.report.verify_table import verify_summary, verify_tables
@@ -92,16 +90,8 @@ def verify(
             for word in (f"--{option}", str(value))
         ),
     )
-    rows: list[Row] = []
-    finished = RunFinished({}, 0.0)
     err = terminal.err_console(no_color)
-    for event in terminal.with_progress(run(plan), err, quiet):
-        if isinstance(event, RowFinished):
-            rows.append(event.row)
-        elif isinstance(event, Note) and not quiet:
-            err.print(event.text, markup=False)
-        elif isinstance(event, RunFinished):
-            finished = event
+    rows, finished = terminal.collect(run(plan), err, quiet)
     options = common.shown_options(
         families=families,
         tol=tol,

@@ -1,7 +1,7 @@
 """One comparison of one prepared variant with the oracle: what is looked at, and the row that comes of it.
 
-A variant runs twice on the same arrays. Its results must have the right names, dtypes and shapes, may not share memory with
-the inputs or the oracle, must be right both times, and the inputs must be unchanged afterwards.
+A variant runs twice on the same arrays. Its results must have the right names, dtypes and shapes, may not share memory
+with the inputs or the oracle, must be right both times, and the inputs must be unchanged afterwards.
 """
 
 from __future__ import annotations

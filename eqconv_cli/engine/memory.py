@@ -1,8 +1,8 @@
 """Peak memory of one pass of one variant, measured, not estimated.
 
-On a GPU the framework's allocator counts. On the CPU no allocator does, so a fresh process prepares the variant, warms it
-up on a small problem of the same kind, resets the kernel's high-water mark of its resident memory, and runs the pass once:
-the peak is the mark minus what was resident before.
+On a GPU the framework's allocator counts. On the CPU no allocator does, so a fresh process prepares the variant, warms
+it up on a small problem of the same kind, resets the kernel's high-water mark of its resident memory, and runs the pass
+once: the peak is the mark minus what was resident before.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from eqconv_cli.events import Event, RowFinished, RunStarted, UnitFinished, UnitStarted
+from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished, RunStarted, UnitFinished, UnitStarted
 
 STATUS_STYLES = {"pass": "green", "fail": "bold red", "error": "bold magenta", "skip": "yellow"}
 #: Width of tables in a pipe or a file: wide enough that no cell is ever cut.
@@ -37,6 +37,20 @@ def _console(no_color: bool, stderr: bool) -> Console:
 def status_text(status: str) -> Text:
     """The word of a status in its colour; the word alone says it all."""
     return Text(status, style=STATUS_STYLES.get(status, ""))
+
+
+def collect(events: Iterable[Event], console: Console, quiet: bool) -> tuple[list[Row], RunFinished]:
+    """Follow a run to its end: progress and notes to ``console``, the rows and the closing event to the caller."""
+    rows: list[Row] = []
+    finished = RunFinished({}, 0.0)
+    for event in with_progress(events, console, quiet):
+        if isinstance(event, RowFinished):
+            rows.append(event.row)
+        elif isinstance(event, Note) and not quiet:
+            console.print(event.text, markup=False)
+        elif isinstance(event, RunFinished):
+            finished = event
+    return rows, finished
 
 
 def with_progress(events: Iterable[Event], console: Console, quiet: bool) -> Iterator[Event]:

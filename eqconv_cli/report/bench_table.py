@@ -1,0 +1,119 @@
+"""The tables of ``bench``: times, ratios with their intervals, memory, and the share of the measured ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from eqconv_cli.events import Row, RunFinished
+from eqconv_cli.report.console import status_text
+
+_VERDICT_STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
+
+
+def bench_tables(rows: Sequence[Row]) -> Group:
+    """One table a problem and pass; the fastest variant is marked."""
+    groups = groupby(rows, key=lambda row: (row.family, row.problem, row.check, row.device, row.dtype))
+    return Group(*(_table(" · ".join(key), list(group)) for key, group in groups))
+
+
+def bench_summary(rows: Sequence[Row], finished: RunFinished, console: Console) -> None:
+    """How memory was measured, and what went wrong."""
+    for source in sorted({row.peak_source for row in rows if row.peak_source}):
+        console.print(Text(f"peak memory: {source}", style="dim"))
+    for row in rows:
+        if row.status in ("fail", "error"):
+            console.print(Text(f"{row.variant} on {row.problem}, {row.check}: {row.reason}", style="red"))
+    timed = sum(row.median_s is not None for row in rows)
+    interrupted = " (interrupted; what was done is above)" if finished.interrupted else ""
+    wrong = any(row.status in ("fail", "error") for row in rows) or timed == 0
+    text = f"{timed} of {len(rows)} rows verified and timed in {finished.seconds:.1f} s{interrupted}"
+    console.print(Text(text, style="bold red" if wrong else "bold green"))
+
+
+def comparison_table(rows: Sequence[tuple[str, float, float, float, float, float, str]]) -> Table:
+    """Now against a saved run: (label, seconds then, seconds now, ratio, low, high, verdict)."""
+    table = Table(title=Text("now / saved run"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant · problem · pass", no_wrap=True)
+    for name in ("then ms", "now ms", "ratio", "99 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for label, then, now, ratio, low, high, verdict in rows:
+        table.add_row(
+            Text(label),
+            Text(_digits(then * 1e3)),
+            Text(_digits(now * 1e3)),
+            Text(f"{ratio:.3f}"),
+            Text(f"{low:.3f} to {high:.3f}"),
+            Text(verdict, style=_VERDICT_STYLES[verdict]),
+        )
+    return table
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    baseline = next((row.baseline for row in rows if row.baseline), None)
+    shown = f"{title}   (ratio: time / time of {baseline})" if baseline else title
+    table = Table(title=Text(shown), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for name in ("median ms", "spread ms", "rounds", "ratio", "99 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    has_peak, has_ceiling = any(row.peak_source for row in rows), any(row.ceiling for row in rows)
+    if has_peak:
+        table.add_column("peak MiB", justify="right", no_wrap=True)
+    if has_ceiling:
+        table.add_column("GFLOP/s", justify="right", no_wrap=True)
+        table.add_column("% of ceiling", justify="right", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    fastest = min((row.median_s for row in rows if row.median_s is not None), default=None)
+    for row in rows:
+        cells = [_variant(row, fastest), *_timing(row)]
+        if has_peak:
+            cells.append(Text("" if row.peak_bytes is None else _digits(row.peak_bytes / 2**20)))
+        if has_ceiling:
+            cells += _throughput(row)
+        cells.append(Text("" if row.max_rel is None else f"{row.max_rel:.0e}"))
+        cells.append(status_text(row.status).append(f" {row.reason}" if row.reason else "", style="default"))
+        table.add_row(*cells)
+    return table
+
+
+def _variant(row: Row, fastest: float | None) -> Text:
+    best = row.median_s is not None and row.median_s == fastest
+    return Text(f"{row.variant} *" if best else row.variant, style="bold" if best else "")
+
+
+def _timing(row: Row) -> list[Text]:
+    if row.median_s is None or row.iqr_s is None or row.ratio is None:
+        return [Text("") for _ in range(6)]
+    interval = "" if row.verdict is None else f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"
+    verdict = row.verdict or "baseline"
+    return [
+        Text(_digits(row.median_s * 1e3)),
+        Text(_digits(row.iqr_s * 1e3)),
+        Text(str(row.runs)),
+        Text(f"{row.ratio:.3f}"),
+        Text(interval),
+        Text(verdict, style=_VERDICT_STYLES.get(verdict, "dim")),
+    ]
+
+
+def _throughput(row: Row) -> list[Text]:
+    if row.flops is None or not row.median_s or row.percent_of_ceiling is None:
+        return [Text(""), Text("")]
+    by = (row.ceiling or "").removeprefix("numpy ")
+    return [Text(_digits(row.flops / row.median_s / 1e9)), Text(f"{row.percent_of_ceiling:.1f} {by}")]
+
+
+def _digits(value: float) -> str:
+    """Three or four significant digits without an exponent."""
+    for limit, places in ((10, 3), (100, 2), (1000, 1)):
+        if abs(value) < limit:
+            return f"{value:.{places}f}"
+    return f"{value:.0f}"
