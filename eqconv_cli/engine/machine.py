@@ -77,7 +77,7 @@ def compiler_version(name: str) -> str | None:
     text = _output(name, "--version") or ""
     lines = [line for line in text.splitlines() if line.strip()]
     release = [line for line in lines if "release" in line]
-    return (release or lines or [None])[0]
+    return next(iter(release or lines), None)
 
 
 def _caches() -> dict[str, str]:

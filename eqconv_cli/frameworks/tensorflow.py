@@ -37,6 +37,8 @@ def _native_stderr_held_back() -> Iterator[None]:
 with _native_stderr_held_back():
     tf: Any = importlib.import_module("tensorflow")
     tf.config.list_physical_devices()
+# TensorFloat-32 products keep ten bits and would fail any comparison in float32.
+tf.config.experimental.enable_tensor_float_32_execution(False)
 # Each problem has a tf.function of its own on purpose: the advice about retracing does not apply.
 tf.get_logger().setLevel("ERROR")
 
@@ -50,6 +52,13 @@ def missing_device(device: str) -> list[str]:
         built = "sees no CUDA device" if tf.test.is_built_with_cuda() else "was built without CUDA"
         return [f"tensorflow {tf.__version__} {built}"]
     return []
+
+
+def _wrapped(function: Callable[..., Tensors], mode: Mode) -> Callable[..., Tensors]:
+    if mode == "eager":
+        return function
+    traced: Callable[..., Tensors] = tf.function(function, autograph=False, jit_compile=mode == "xla")
+    return traced
 
 
 class BoundRun:
@@ -84,12 +93,7 @@ class BoundRun:
             gradients = tape.gradient(wanted, leaves, output_gradients=list(cotangents.values()))
             return {n: tf.convert_to_tensor(g) for n, g in zip(names, gradients, strict=True) if g is not None}
 
-        wrap = {
-            "eager": lambda f: f,
-            "function": lambda f: tf.function(f, autograph=False),
-            "xla": lambda f: tf.function(f, autograph=False, jit_compile=True),
-        }[mode]
-        self._forward, self._backward = wrap(function), wrap(backward)
+        self._forward, self._backward = _wrapped(function, mode), _wrapped(backward, mode)
         with tf.device(self._device):
             self._tensors = {name: tf.constant(array) for name, array in arrays.items()}
 

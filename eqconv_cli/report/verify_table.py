@@ -11,10 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eqconv_cli.events import Part, Row, RunFinished
+from eqconv_cli.events import Part, Row, RunFinished, Status
 from eqconv_cli.report.console import status_text
 
-_STATUSES = ("pass", "fail", "error", "skip")
+_STATUSES: tuple[Status, ...] = ("pass", "fail", "error", "skip")
 
 
 def verify_tables(rows: Sequence[Row]) -> Group:

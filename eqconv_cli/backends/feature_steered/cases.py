@@ -37,7 +37,7 @@ def single_convolution(
 
 #: The thirteen variants by their published names. "bad" is the order that is not the default (C = D: "last"), in v1 on
 #: the edges as published; "mem" folds. The published exponentials are plain.
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "v1_p2d": {"algorithm": "v1", "order": "last", "segment_sum": "partition2d", "fold": False},
     "v1_p2d_bad": {"algorithm": "v1", "order": "edges", "segment_sum": "partition2d", "fold": False},
     "v1_sorted": {"algorithm": "v1", "order": "last", "segment_sum": "sorted", "fold": False},
@@ -52,7 +52,7 @@ PUBLISHED = {
     "v3_bad": {"algorithm": "v3", "order": "first", "fold": False},
     "v3_mem_bad": {"algorithm": "v3", "order": "first"},
 }
-_THIRTEEN = {name: variant("tensorflow", softmax="raw", **options) for name, options in PUBLISHED.items()}  # type: ignore[arg-type]
+_THIRTEEN = {name: variant("tensorflow", softmax="raw", **options) for name, options in PUBLISHED.items()}
 
 PR101 = Case(
     name="pr101",

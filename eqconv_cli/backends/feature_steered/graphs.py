@@ -79,7 +79,7 @@ def load_graph(path: str | Path) -> Arrays:
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"graph {str(path)!r} cannot be read as an .npz archive: {error}") from error
     if "format" in stored:
-        matrix = scipy.sparse.load_npz(path).tocoo()
+        matrix: Any = scipy.sparse.coo_array(scipy.sparse.load_npz(path))
         pairs = np.stack([np.asarray(axis, np.int64) for axis in matrix.coords], axis=1)
         return {
             "indices": pairs,

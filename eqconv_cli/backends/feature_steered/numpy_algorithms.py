@@ -78,11 +78,11 @@ def v2(graph: Graph, p: Parameters, options: Options) -> Array:
     matrix = sparse_matrix(a_values, graph.pattern)
     if options.first:
         h = graph.x @ p.var_w.transpose(1, 0, 2).reshape(channels, matrices * outputs)
-        s = matrix @ (es[:, :, None] * h.reshape(-1, matrices, outputs)).reshape(len(h), -1)
-        y = np.einsum("vm,vmd->vd", ea, s.reshape(-1, matrices, outputs))
+        s: Array = matrix @ (es[:, :, None] * h.reshape(-1, matrices, outputs)).reshape(len(h), -1)
+        y: Array = np.einsum("vm,vmd->vd", ea, s.reshape(-1, matrices, outputs))
     else:
         wide = (es[:, :, None] * graph.x[:, None, :]).reshape(len(graph.x), -1)
-        s = (matrix @ wide).reshape(-1, matrices, channels)
+        s = np.asarray(matrix @ wide).reshape(-1, matrices, channels)
         y = (ea[:, :, None] * s).reshape(len(s), -1) @ p.var_w.reshape(matrices * channels, outputs)
     return y + hard + p.var_b
 
@@ -139,8 +139,7 @@ def weighted_segment_sum(q: Array, w: Array, terms: Array, pattern: Pattern, imp
         count = pattern.edges
         each = np.arange(count, dtype=pattern.col.dtype)
         partition = scipy.sparse.csr_array((w, each, pattern.rowptr), shape=(pattern.rows, count))
-        product: Array = partition @ (q[:, None] * terms)
-        return product
+        return np.asarray(partition @ (q[:, None] * terms))
     weighted = (q * w)[:, None] * terms
     out = np.zeros((pattern.rows, terms.shape[1]), terms.dtype)
     if impl == "unsorted":

@@ -41,7 +41,7 @@ class Csr(NamedTuple):
     columns: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """The indices of a block-diagonal neighbourhood matrix, edges sorted by row.
 
@@ -113,7 +113,7 @@ class Pattern:
         return _pointer(self.col, self.cols), self.row[slot], slot
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeighborhoodPlan:
     """A pattern with its weights: what :func:`feature_steered_convolution` accepts as ``neighbors`` at no cost.
 
@@ -125,11 +125,20 @@ class NeighborhoodPlan:
 
     def with_values(self, values: Any) -> NeighborhoodPlan:
         """The same pattern with other weights [E]; raises ValueError when there is not one for each edge."""
-        if tuple(values.shape) != tuple(self.values.shape):
-            raise ValueError(
-                f"values has shape {tuple(values.shape)} but the plan has edges of shape {tuple(self.values.shape)}"
-            )
+        given, wanted = values.shape, self.values.shape
+        # A TensorFlow shape may be unknown while a function is traced.
+        fits = given.is_compatible_with(wanted) if hasattr(given, "is_compatible_with") else given == wanted
+        if not fits:
+            raise ValueError(f"values has shape {list(given)} but the plan has edges of shape {list(wanted)}")
         return replace(self, values=values)
+
+    def __tf_flatten__(self) -> tuple[tuple[Any], tuple[Any]]:
+        """As an argument of a ``tf.function`` the pattern is fixed and the weights are traced."""
+        return (self.pattern,), (self.values,)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple[Any], components: tuple[Any]) -> NeighborhoodPlan:
+        return cls(metadata[0], components[0])
 
 
 def _pointer(sorted_or_not: IntArray, extent: int) -> IntArray:
@@ -181,8 +190,8 @@ def coordinates(
             columns = integers("neighbors.indices", csr.indices)
             rows = csr_rows(first, len(columns))
             extent = len(first) - 1
-            shape = (extent, extent if csr.columns is None else csr.columns)
-            return np.stack([rows, columns], axis=1), values(csr.values), shape
+            square = (extent, extent if csr.columns is None else csr.columns)
+            return np.stack([rows, columns], axis=1), values(csr.values), square
         return first, values(neighbors[1]), [int(n) for n in integers("neighbors.dense_shape", neighbors[2])]
     if hasattr(neighbors, "shape"):
         shape = list(neighbors.shape)

@@ -144,7 +144,7 @@ def apply(
         w: Any = p[f"{layer.name}_W"]
         b: Any = p[f"{layer.name}_b"]
         if layer.kind == "linear":
-            x = x @ w + b  # type: ignore[operator]
+            x = x @ w + b
         else:
             u: Any = p[f"{layer.name}_u"]
             x = convolve(x, u, -u, p[f"{layer.name}_c"], w, b)
