@@ -34,7 +34,7 @@ def check_value(row: Row, prepared: Prepared, given: Arrays, instance: Instance,
     for suffix in ("", ", second run"):
         results = downloaded(prepared, prepared.run())
         faults += _structure_faults(results, instance.outputs, instance.dtype)
-        faults += _sharing_faults(results, {**given, **instance.inputs, **instance.outputs})
+        faults += _sharing_faults(results, given, instance.inputs, instance.outputs)
         new = _compare_all(results, instance.outputs, tolerance_of(row), instance.family.value_floor, suffix)
         # The second run is named only where it is wrong: it normally repeats the first to the last digit or nearly so.
         parts += [p for p in new if not suffix or not p.passed]
@@ -50,7 +50,7 @@ def check_gradient(row: Row, prepared: Prepared, instance: Instance) -> Row:
     for suffix in ("", ", second run"):
         results = downloaded(prepared, prepared.run_backward(cotangents))
         faults += _structure_faults(results, instance.gradients, instance.dtype)
-        faults += _sharing_faults(results, {**instance.inputs, **instance.gradients})
+        faults += _sharing_faults(results, prepared.inputs(), instance.inputs, instance.gradients)
         new = _compare_all(results, instance.gradients, tolerance_of(row), instance.family.gradient_floor, suffix)
         parts += [p for p in new if not suffix or not p.passed]
     faults += _input_faults(prepared.inputs(), instance.inputs)
@@ -116,11 +116,12 @@ def _structure_faults(results: Arrays, expected: Arrays, dtype: str) -> list[str
     return faults
 
 
-def _sharing_faults(results: Arrays, others: Arrays) -> list[str]:
+def _sharing_faults(results: Arrays, *others: Arrays) -> list[str]:
     return [
         f"{name} shares memory with {other}"
         for name, array in results.items()
-        for other, against in others.items()
+        for arrays in others
+        for other, against in arrays.items()
         if np.may_share_memory(array, against)
     ]
 

@@ -230,5 +230,5 @@ def test_csr_rows_refuses_what_is_no_row_pointer(indptr, text):
 def test_with_values_needs_one_weight_an_edge():
     plan = NeighborhoodPlan(build_pattern(np.array([[0, 1], [1, 0]]), (2, 2)), np.ones(2))
     assert plan.with_values(np.array([3.0, 4.0])).values[1] == 4.0
-    with pytest.raises(ValueError, match=re.escape("values has shape (3,) but the plan has edges of shape (2,)")):
+    with pytest.raises(ValueError, match=re.escape("values has shape [3] but the plan has edges of shape [2]")):
         plan.with_values(np.ones(3))

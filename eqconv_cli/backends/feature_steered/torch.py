@@ -144,7 +144,10 @@ def plan_neighborhood(neighbors: Any, sizes: Any = None, *, outside_sizes: Outsi
     indices, values, dense_shape = _coordinates(neighbors)
     if indices.shape[0] != values.shape[0]:
         raise ValueError(f"neighbors has {indices.shape[0]} indices but {values.shape[0]} values")
-    return NeighborhoodPlan(build_pattern(indices, dense_shape, size_array, outside_sizes), values)
+    plan = NeighborhoodPlan(build_pattern(indices, dense_shape, size_array, outside_sizes), values)
+    # Uploaded here and not at the first call, which a compiler may be tracing.
+    edges_of(plan.pattern, values.device)
+    return plan
 
 
 def _sizes(edges: Edges, parameters: Parameters) -> cost_model.Sizes:

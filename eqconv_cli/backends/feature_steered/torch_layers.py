@@ -111,6 +111,8 @@ class FeatureSteeredConvolution(nn.Module):
         names = ("var_u", "var_c", "var_w", "var_b")
         for name in names if translation_invariant else ("var_u", "var_v", *names[1:]):
             self.register_parameter(name, _without_shape(device, dtype))
+        # A plain flag, for compilers that follow ``forward`` cannot look into parameters without a shape.
+        self._unbuilt = True
         if in_channels is not None:
             self.build(in_channels)
 
@@ -133,6 +135,7 @@ class FeatureSteeredConvolution(nn.Module):
             if isinstance(parameter, UninitializedParameter):
                 parameter.materialize(shapes[name])
                 self._fill(parameter)
+        self._unbuilt = False
 
     def reset_parameters(self) -> None:
         """Fill all parameters anew; those without a shape are filled when they get it."""
@@ -147,7 +150,7 @@ class FeatureSteeredConvolution(nn.Module):
     def forward(self, data: Tensor | tuple[Tensor, Tensor], neighbors: Any, sizes: Any = None) -> Tensor:
         """The convolution; arguments, result and errors as for :func:`feature_steered_convolution`."""
         x = data[0] if isinstance(data, tuple) else data
-        if any(is_lazy(parameter) for parameter in self.parameters()):
+        if self._unbuilt:
             arguments.check_data("data", arguments.Operand(tuple(x.shape), str(x.dtype).removeprefix("torch.")))
             self.build(x.shape[-1])
         var_v = -self.var_u if self.translation_invariant else self.var_v
@@ -165,6 +168,7 @@ class FeatureSteeredConvolution(nn.Module):
             saved = state_dict.get(prefix + name)
             if isinstance(parameter, UninitializedParameter) and saved is not None and not is_lazy(saved):
                 parameter.materialize(saved.shape)
+        self._unbuilt = any(is_lazy(parameter) for parameter in self.parameters())
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:

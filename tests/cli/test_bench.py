@@ -1,0 +1,152 @@
+"""``eqconv bench`` and ``eqconv info`` as a user meets them, on a family that costs nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from eqconv_cli import catalog
+from eqconv_cli.app import app
+from eqconv_cli.commands.bench import parse_sparsities
+from eqconv_cli.errors import UsageError
+from tests.engine import fake
+
+QUICK = ["bench", "fake", "--quick"]
+
+
+@pytest.fixture(autouse=True)
+def _only_the_fake_family(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "real_catalog" not in request.keywords:
+        monkeypatch.setattr(catalog, "family_names", lambda: ("fake",))
+        monkeypatch.setattr(catalog, "family", lambda name: {"fake": fake.FAMILY}[name])
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_table_json_csv_and_plot(tmp_path: Path) -> None:
+    report, table, plot = tmp_path / "r.json", tmp_path / "r.csv", tmp_path / "r.png"
+    result = run(*QUICK, "--json", str(report), "--csv", str(table), "--plot", str(plot))
+    assert result.exit_code == 0, result.stderr
+    assert "fake · small · forward · cpu · float32   (ratio: time / time of good@numpy)" in result.stdout
+    assert "SLOWER" in result.stdout and "baseline" in result.stdout
+    content = json.loads(report.read_text())
+    assert content["command"] == "bench" and content["schema"] == "eqconv.report/1"
+    timed = [row for row in content["rows"] if "median_s" in row]
+    assert all(len(row["samples_s"]) == row["runs"] == 5 for row in timed)
+    with table.open() as file:
+        assert len(list(csv.DictReader(file))) == len(content["rows"]) == 8
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_json_alone_on_stdout() -> None:
+    result = run(*QUICK, "--json", "-")
+    assert json.loads(result.stdout)["summary"]["rows"] == 8
+
+
+def test_case_sparsity_and_sweep_plot(tmp_path: Path) -> None:
+    plot = tmp_path / "sweep.svg"
+    result = run(*QUICK, "--case", "published", "--sparsity", "0.5:0.9:0.2", "--plot", str(plot), "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    names = {row["problem"] for row in json.loads(result.stdout)["rows"]}
+    assert names == {f"small[sparsity={s}]" for s in (0.5, 0.7, 0.9)}
+    assert "density" in plot.read_text()
+
+
+def test_a_wrong_variant_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(fake.FAMILY, variants=(fake.GOOD, fake.WRONG))
+    monkeypatch.setattr(catalog, "family", lambda name: wrong)
+    result = run(*QUICK, "--forward")
+    assert result.exit_code == 1
+    assert "not timed: y is" in result.stdout
+
+
+def test_save_compare_and_regression(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    only = [*QUICK, "--forward", "--only", "slow@numpy"]
+    assert run(*only, "--save", "before").exit_code == 0
+    same = run(*only, "--compare", "before", "--threshold", "0.5")
+    assert same.exit_code == 0, same.stderr
+    assert "now / saved run" in same.stdout and "SAME" in same.stdout
+    slower = replace(fake.FAMILY, variants=(fake.variant("slow", sleep=0.02),))
+    monkeypatch.setattr(catalog, "family", lambda name: slower)
+    regressed = run(*only, "--compare", "before")
+    assert regressed.exit_code == 1
+    assert "SLOWER" in regressed.stdout
+    saved = tmp_path / "eqconv" / "runs" / "before.json"
+    content = json.loads(saved.read_text())
+    content["machine"]["cpu"]["model"] = "another"
+    saved.write_text(json.dumps(content))
+    foreign = run(*only, "--compare", "before")
+    assert foreign.exit_code == 2 and "--force does it anyway" in foreign.stderr
+    assert run(*only, "--compare", "before", "--force").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity", "1.0"], "--sparsity 1: allowed: numbers in [0, 1)"),
+        (["--sparsity", "-0.1"], "--sparsity -0.1: allowed"),
+        (["--sparsity", "much"], "--sparsity 'much': allowed"),
+        (["--sparsity", "0.9:0.5:0.1"], "--sparsity '0.9:0.5:0.1': allowed"),
+        (["--case", "none"], "--case 'none' is unknown: allowed: published"),
+        (["--tol", "0"], "--tol 0: allowed: a number above 0"),
+        (["--time-budget", "-1"], "--time-budget -1: allowed: a number above 0"),
+        (["--device", "cpu,cuda"], "bench takes one at a time"),
+        (["--dtype", "int8"], "--dtype 'int8' is unknown"),
+        (["--plot", "times.bmp"], "--plot 'times.bmp' has an unknown format: allowed: .png, .svg, .pdf"),
+        (["--compare", "nothing-saved"], "--compare 'nothing-saved'"),
+        (["--only", "zzz*"], "--only 'zzz*' is unknown"),
+        (["--mesh", "no.obj"], "--mesh 'no.obj' is not a file"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    result = run(*QUICK, *arguments)
+    assert result.exit_code == 2, result.stdout
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_nothing_timed_exits_3() -> None:
+    assert run(*QUICK, "--backward", "--only", "forward@numpy").exit_code == 3
+
+
+def test_explain_goes_to_stderr() -> None:
+    result = run(*QUICK, "--forward", "--only", "good@numpy", "--explain")
+    assert "small: auto: good, because n=1000" in result.stderr
+
+
+def test_sparsity_lists_and_ranges() -> None:
+    assert parse_sparsities(None) == ()
+    assert parse_sparsities("0.9") == (0.9,)
+    assert parse_sparsities("0.75,0.95,0.75") == (0.75, 0.95)
+    assert parse_sparsities("0.1:0.3:0.1") == (0.1, 0.2, 0.3)
+    for text in ("0.5:0.6", "0.1:0.3:0", "0.1:2:0.1", "nan", "", "0.5,"):
+        with pytest.raises(UsageError, match="--sparsity"):
+            parse_sparsities(text)
+
+
+@pytest.mark.real_catalog
+def test_info() -> None:
+    result = run("info")
+    assert result.exit_code == 0
+    assert "feature_steered" in result.stdout and "torch" in result.stdout
+    content = json.loads(run("info", "--json", "-").stdout)
+    items = {item["name"]: item for item in content["items"]}
+    assert items["numpy"]["found"] and items["cpu"]["found"]
+    assert all(item["enables"] for item in items.values())
+    assert all(item["found"] or item["remedy"] for item in items.values())
+    assert content["families"][0]["name"] == "feature_steered"
+
+
+def test_version() -> None:
+    from eqconv_cli import __version__
+
+    assert run("--version").stdout == f"eqconv {__version__}\n"

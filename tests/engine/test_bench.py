@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from eqconv_cli.catalog import Variant
+from eqconv_cli.engine.bench import BenchPlan, bench, explain
+from eqconv_cli.engine.selection import Filters, Selection, for_bench
+from eqconv_cli.engine.verify import VerifyPlan, verify
+from eqconv_cli.errors import UsageError
+from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished, RunStarted, UnitFinished
+from tests.engine import fake
+
+
+def run(*variants: Variant, **options: object) -> tuple[list[Row], list[Event]]:
+    plan = BenchPlan((Selection(fake.FAMILY, (fake.PROBLEM,), variants),), rounds=5, memory=False)
+    events = list(bench(replace(plan, **options)))  # type: ignore[arg-type]
+    return [event.row for event in events if isinstance(event, RowFinished)], events
+
+
+def test_rows_carry_samples_ratios_and_ceilings() -> None:
+    rows, events = run(fake.GOOD, fake.SLOW)
+    assert [(row.variant, row.check) for row in rows] == [
+        ("good@numpy", "forward"),
+        ("slow@numpy", "forward"),
+        ("good@numpy", "forward+backward"),
+        ("slow@numpy", "forward+backward"),
+    ]
+    for row in rows:
+        assert row.status == "pass" and row.runs == len(row.samples_s) == 5
+        assert row.baseline == "good@numpy"
+        assert row.ratio_low is not None and row.ratio is not None and row.ratio_high is not None
+        assert row.ratio_low <= row.ratio <= row.ratio_high
+    assert rows[0].ratio == 1.0 and rows[0].verdict is None
+    assert rows[1].verdict == "SLOWER"
+    assert rows[0].ceiling == "numpy copy" and rows[0].percent_of_ceiling is not None
+    assert rows[2].ceiling is None
+    assert any(isinstance(event, Note) and "ceilings measured in this run" in event.text for event in events)
+
+
+def test_the_announced_units_are_the_finished_ones() -> None:
+    _, events = run(fake.GOOD, fake.SLOW)
+    started = next(event for event in events if isinstance(event, RunStarted))
+    assert sum(isinstance(event, UnitFinished) for event in events) == started.total
+
+
+def test_a_wrong_variant_is_reported_and_never_timed() -> None:
+    rows, _ = run(fake.WRONG, fake.GOOD, passes=("forward",))
+    wrong, good = rows
+    assert wrong.status == "fail" and wrong.median_s is None and wrong.samples_s == ()
+    assert wrong.reason.startswith("not timed: y is")
+    assert good.baseline == "good@numpy"
+
+
+def test_a_variant_without_gradient_is_skipped_backward() -> None:
+    rows, _ = run(fake.FORWARD_ONLY)
+    assert [(row.check, row.status) for row in rows] == [("forward+backward", "skip"), ("forward", "pass")][::-1]
+    assert rows[1].reason == "values only"
+
+
+def test_without_the_baseline_the_first_that_ran_is_one_and_a_note_says_so() -> None:
+    rows, events = run(fake.SLOW, fake.TWIN, passes=("forward",))
+    assert {row.baseline for row in rows} == {"slow@numpy"}
+    assert any(isinstance(event, Note) and "ratios to slow@numpy" in event.text for event in events)
+
+
+def test_an_interrupt_keeps_what_is_done() -> None:
+    _, events = run(fake.GOOD, fake.variant("stop", interrupt=True))
+    assert isinstance(events[-1], RunFinished) and events[-1].interrupted
+
+
+def test_the_time_budget_ends_the_rounds_and_says_so() -> None:
+    rows, events = run(fake.SLOW, passes=("forward",), rounds=50, time_budget=0.01)
+    assert rows[0].runs == 5
+    assert any(isinstance(event, Note) and "5 of 50 rounds" in event.text for event in events)
+
+
+def test_an_exception_is_a_row_unless_debugging() -> None:
+    broken = replace(fake.GOOD, algorithm="broken", prepare="tests.engine.fake:nothing")
+    rows, _ = run(broken)
+    assert {row.status for row in rows} == {"error"}
+    assert rows[0].reason.startswith("AttributeError")
+    with pytest.raises(AttributeError):
+        run(broken, debug=True)
+
+
+def test_a_result_that_is_the_input_itself_fails() -> None:
+    """y = x returned without a copy is numerically right for the factor 1, and still wrong."""
+    family = replace(fake.FAMILY, reference="tests.engine.test_bench:identity_reference")
+    plan = VerifyPlan((Selection(family, (fake.PROBLEM,), (fake.variant("same", identity=True),)),), gradients=False)
+    rows = [event.row for event in verify(plan) if isinstance(event, RowFinished)]
+    assert {row.status for row in rows} == {"fail"}
+    assert rows[0].reason == "y shares memory with x"
+
+
+def identity_reference(inputs: dict) -> dict:
+    return {"y": inputs["x"].astype("float64")}
+
+
+def test_selection_of_cases_sparsities_and_settings() -> None:
+    chosen = for_bench(fake.FAMILY, Filters(settings={"n": 10}), "published", (0.5, 0.9))
+    assert [problem.name for problem in chosen.problems] == ["small[sparsity=0.5,n=10]", "small[sparsity=0.9,n=10]"]
+    assert chosen.baseline == "slow@numpy" and len(chosen.variants) == 2
+    with pytest.raises(UsageError, match="--case 'publshed' is unknown: did you mean published"):
+        for_bench(fake.FAMILY, Filters(), "publshed", ())
+    without = replace(fake.FAMILY, problems=(replace(fake.PROBLEM, parameters={"n": 3}),))
+    with pytest.raises(UsageError, match="none of the chosen problems of fake has a sparsity"):
+        for_bench(without, Filters(), None, (0.5,))
+
+
+def test_explain() -> None:
+    plan = BenchPlan((Selection(fake.FAMILY, (fake.PROBLEM,), (fake.GOOD,)),))
+    assert list(explain(plan)) == ["small: auto: good, because n=1000"]
