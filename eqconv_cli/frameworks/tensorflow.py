@@ -34,6 +34,7 @@ def _native_stderr_held_back() -> Iterator[None]:
             os.close(kept)
 
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with _native_stderr_held_back():
     tf: Any = importlib.import_module("tensorflow")
     tf.config.list_physical_devices()

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from eqconv_cli.backends.feature_steered import problems
+from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
 from eqconv_cli.backends.feature_steered.reference import reference
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
-from eqconv_cli.backends.feature_steered.torch_algorithms import DENOMINATOR_FLOOR, Graph, Parameters, guarded_edges
+from eqconv_cli.backends.feature_steered.torch_algorithms import Graph, Parameters, guarded_edges
 from eqconv_cli.backends.feature_steered.torch_sparse import edges_of
 from tests.feature_steered.support import (
     FLOATS,
@@ -183,7 +184,7 @@ def test_guarded_edges_are_counted():
     a, s = x @ u + c, -x @ u
     i, j = hard["indices"].T
     z = np.exp((a - a.max(1, keepdims=True))[i] + (s - s.max(1, keepdims=True))[j]).sum(1)
-    floor = DENOMINATOR_FLOOR[torch.float32]
+    floor = DENOMINATOR_FLOOR["float32"]
     assert 0 < count(hard) == (z < floor).sum() < len(z)
 
 

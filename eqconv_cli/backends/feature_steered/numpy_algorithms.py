@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
+from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
 from eqconv_cli.backends.feature_steered.plan import Pattern
 
 Array = npt.NDArray[np.floating[Any]]
-
-#: Below this softmax denominator the factored form has lost digits and the edge is computed from its logits.
-DENOMINATOR_FLOOR = {"float32": 2.0**-60, "float64": 2.0**-500}
 
 
 class Parameters(NamedTuple):

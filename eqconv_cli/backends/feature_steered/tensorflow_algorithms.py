@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import (
     Edges,
     Extent,
@@ -21,9 +22,6 @@ from eqconv_cli.backends.feature_steered.tensorflow_sparse import (
     sparse_product,
     take,
 )
-
-#: Below this softmax denominator the factored form has lost digits and the edge is computed from its logits.
-DENOMINATOR_FLOOR = {tf.float32: 2.0**-60, tf.float64: 2.0**-500}
 
 #: One summand of Σ_m [rows, D], for m an integer or a scalar tensor.
 Term = Callable[[Extent], tf.Tensor]
@@ -228,7 +226,7 @@ def _exponentials(half: tf.Tensor) -> tf.Tensor:
 
 def _inverse_denominators(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """1/Z [E], 0 where Z < τ, and the numbers of the edges where that is so."""
-    easy = z >= DENOMINATOR_FLOOR[z.dtype]
+    easy = z >= DENOMINATOR_FLOOR[z.dtype.name]
     inverse = tf.where(easy, 1.0 / tf.where(easy, z, tf.ones_like(z)), tf.zeros_like(z))
     return inverse, tf.where(~easy)[:, 0]
 

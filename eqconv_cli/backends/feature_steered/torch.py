@@ -16,17 +16,19 @@ from torch import Tensor
 
 from eqconv_cli.backends.feature_steered import arguments, cost_model
 from eqconv_cli.backends.feature_steered.plan import (
-    DENSE_MESSAGE,
-    Coo,
-    Csr,
+    IntArray,
     NeighborhoodPlan,
     OutsideSizes,
     Pattern,
     build_pattern,
+    coordinates,
     csr_rows,
 )
 from eqconv_cli.backends.feature_steered.torch_algorithms import ALGORITHMS, Graph, Options, Parameters
 from eqconv_cli.backends.feature_steered.torch_sparse import Edges, edges_of
+
+#: PyTorch's own forms of a sparse matrix, for error texts.
+_SPARSE = "a torch.sparse_coo or sparse_csr tensor (neighbors.to_sparse()), a SciPy sparse matrix"
 
 
 def feature_steered_convolution(
@@ -137,11 +139,14 @@ def plan_neighborhood(neighbors: Any, sizes: Any = None, *, outside_sizes: Outsi
     Raises:
         TypeError, ValueError, IndexError: see :func:`feature_steered_convolution`.
     """
-    size_array = _integers("sizes", sizes)
+    size_array = None if sizes is None else _integers("sizes", sizes)
     if isinstance(neighbors, NeighborhoodPlan):
-        _check_same_sizes(neighbors.pattern, size_array)
+        neighbors.pattern.check_same_sizes(size_array)
         return neighbors
-    indices, values, dense_shape = _coordinates(neighbors)
+    if isinstance(neighbors, Tensor) and neighbors.layout in (torch.sparse_coo, torch.sparse_csr):
+        indices, values, dense_shape = _tensor_coordinates(neighbors)
+    else:
+        indices, values, dense_shape = coordinates(neighbors, _integers, torch.as_tensor, _SPARSE)
     if indices.shape[0] != values.shape[0]:
         raise ValueError(f"neighbors has {indices.shape[0]} indices but {values.shape[0]} values")
     plan = NeighborhoodPlan(build_pattern(indices, dense_shape, size_array, outside_sizes), values)
@@ -180,52 +185,15 @@ def _unflatten(y: Tensor, pattern: Pattern, edges: Edges) -> Tensor:
 # Conversion and checks.
 
 
-def _integers(name: str, array: Any) -> np.ndarray | None:
-    if array is None:
-        return None
+def _integers(name: str, array: Any) -> IntArray:
     converted = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     if not np.issubdtype(converted.dtype, np.integer):
         raise TypeError(f"{name} has dtype {converted.dtype}: an integer dtype is needed")
     return converted
 
 
-def _check_same_sizes(pattern: Pattern, sizes: np.ndarray | None) -> None:
-    if sizes is None:
-        return
-    planned = np.full(pattern.dense_shape[:-2], pattern.dense_shape[-1]) if pattern.sizes is None else pattern.sizes
-    if not np.array_equal(planned, sizes):
-        raise ValueError(f"sizes is {sizes.tolist()} but neighbors was planned with {planned.tolist()}")
-
-
-def _coordinates(neighbors: Any) -> tuple[np.ndarray, Tensor, Sequence[int]]:
-    """Indices [E, n+2], values [E] and dense shape of any accepted form."""
-    if isinstance(neighbors, Tensor):
-        return _tensor_coordinates(neighbors)
-    if hasattr(neighbors, "tocoo"):
-        coo = neighbors.tocoo()
-        indices = np.stack([np.asarray(axis, np.int64) for axis in coo.coords], axis=1)
-        return indices, torch.from_numpy(np.ascontiguousarray(coo.data)), coo.shape
-    if isinstance(neighbors, np.ndarray):
-        raise _dense_error("NumPy array", neighbors.shape)
-    if isinstance(neighbors, tuple) and len(neighbors) in (3, 4):
-        first = _integers("neighbors.indices", neighbors[0])
-        assert first is not None
-        if isinstance(neighbors, Csr) or (not isinstance(neighbors, Coo) and first.ndim == 1):
-            csr = Csr(*neighbors)
-            columns = _integers("neighbors.indices", csr.indices)
-            assert columns is not None
-            rows = csr_rows(first, len(columns))
-            extent = len(first) - 1
-            shape = (extent, extent if csr.columns is None else csr.columns)
-            return np.stack([rows, columns], axis=1), torch.as_tensor(csr.values), shape
-        return first, torch.as_tensor(neighbors[1]), [int(n) for n in neighbors[2]]
-    raise TypeError(
-        f"neighbors is a {type(neighbors).__name__}: expected a sparse tensor, (indices, values, dense shape), "
-        "(indptr, indices, values), a SciPy sparse matrix or a plan"
-    )
-
-
-def _tensor_coordinates(neighbors: Tensor) -> tuple[np.ndarray, Tensor, Sequence[int]]:
+def _tensor_coordinates(neighbors: Tensor) -> tuple[IntArray, Tensor, Sequence[int]]:
+    """Indices [E, n+2], values [E] and dense shape of a sparse tensor."""
     if neighbors.layout == torch.sparse_coo:
         # An uncoalesced tensor gives no differentiable values. Duplicates of one entry have the same softmax, so adding
         # up their weights first changes neither the result nor any gradient.
@@ -235,12 +203,10 @@ def _tensor_coordinates(neighbors: Tensor) -> tuple[np.ndarray, Tensor, Sequence
         indices = neighbors.indices() if differentiable else neighbors._indices()
         values = neighbors.values() if differentiable else neighbors._values()
         return indices.detach().cpu().numpy().T, values, tuple(neighbors.shape)
-    if neighbors.layout == torch.sparse_csr:
-        return _csr_coordinates(neighbors)
-    raise _dense_error("torch.Tensor", tuple(neighbors.shape))
+    return _csr_coordinates(neighbors)
 
 
-def _csr_coordinates(neighbors: Tensor) -> tuple[np.ndarray, Tensor, Sequence[int]]:
+def _csr_coordinates(neighbors: Tensor) -> tuple[IntArray, Tensor, Sequence[int]]:
     """Batched CSR tensors hold equally many entries in each block."""
     shape = tuple(neighbors.shape)
     pointers = neighbors.crow_indices().detach().cpu().numpy().reshape(-1, shape[-2] + 1)
@@ -250,11 +216,6 @@ def _csr_coordinates(neighbors: Tensor) -> tuple[np.ndarray, Tensor, Sequence[in
     batch = np.stack(np.unravel_index(block, shape[:-2]), axis=1) if shape[:-2] else np.empty((len(block), 0), int)
     indices = np.concatenate([batch, rows.reshape(-1, 1), columns.reshape(-1, 1)], axis=1).astype(np.int64)
     return indices, neighbors.values().reshape(-1), shape
-
-
-def _dense_error(kind: str, shape: Sequence[int]) -> ValueError:
-    sparse = "a torch.sparse_coo or sparse_csr tensor (neighbors.to_sparse()), or a SciPy sparse matrix"
-    return ValueError(DENSE_MESSAGE.format(kind=kind, shape=list(shape), sparse=sparse))
 
 
 def _operand(tensor: Tensor) -> arguments.Operand:

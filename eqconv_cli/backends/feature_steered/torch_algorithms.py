@@ -13,11 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
 from eqconv_cli.backends.feature_steered.torch_sparse import Edges, sparse_product, weighted_segment_sum
-
-#: Below this softmax denominator Z the edge is computed from its logits. The factored form keeps its digits for smaller
-#: Z too, but autograd forms w/Z² for first and w/Z³ for second derivatives, which must not overflow.
-DENOMINATOR_FLOOR = {torch.float32: 2.0**-40, torch.float64: 2.0**-330}
 
 
 class Parameters(NamedTuple):
@@ -183,7 +180,7 @@ def _assignment(a: Tensor, s: Tensor, edges: Edges, softmax: str) -> Tensor:
     ea, es = _exponentials(a), _exponentials(s)
     product = ea[edges.row] * es[edges.col]
     z = product.sum(1)
-    easy = z >= DENOMINATOR_FLOOR[z.dtype]
+    easy = z >= DENOMINATOR_FLOOR[str(z.dtype).removeprefix("torch.")]
     q = torch.where(easy, 1.0 / torch.where(easy, z, 1.0), 0.0)[:, None] * product
     hard = torch.nonzero(~easy)[:, 0]
     if hard.numel() == 0:
@@ -211,7 +208,7 @@ def _factored(graph: Graph, p: Parameters, options: Options) -> tuple[Tensor, Te
         return ea, es, graph.w / _denominators(ea, es, edges), p.var_b.new_zeros(())
     ea, es = _exponentials(a), _exponentials(s)
     z = _denominators(ea, es, edges)
-    easy = z >= DENOMINATOR_FLOOR[z.dtype]
+    easy = z >= DENOMINATOR_FLOOR[str(z.dtype).removeprefix("torch.")]
     a_values = torch.where(easy, graph.w / torch.where(easy, z, 1.0), 0.0)
     hard = torch.nonzero(~easy)[:, 0]
     if hard.numel() == 0:
@@ -239,4 +236,4 @@ def guarded_edges(graph: Graph, p: Parameters) -> int:
     """How many edges the guarded softmax computes from their logits because the factored denominator underflows."""
     a, s = _logit_halves(graph, p, Options(False, False, True, "sorted", "guarded"))
     z = _denominators(_exponentials(a), _exponentials(s), graph.edges)
-    return int((~(z >= DENOMINATOR_FLOOR[z.dtype])).sum())
+    return int((~(z >= DENOMINATOR_FLOOR[str(z.dtype).removeprefix("torch.")])).sum())

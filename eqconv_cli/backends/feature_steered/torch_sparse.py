@@ -7,6 +7,7 @@ never makes anything larger than a chunk of edges.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,11 @@ import torch
 from torch import Tensor
 
 from eqconv_cli.backends.feature_steered.plan import Pattern
+
+# PyTorch announces once that CSR tensors are "in beta"; that is not for the users of this operator to read.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), size=(1, 1))
 
 #: Edges handled at once by the sampled product: the gathered factors of a chunk stay in the second-level cache.
 _CHUNK_ELEMENTS = 1 << 18
