@@ -73,6 +73,8 @@ class Variant:
     refuses: Mapping[str, str] = field(default_factory=dict)
     #: Compiles for seconds before its first result: left to ``--full`` by ``verify``.
     slow: bool = False
+    #: One of the few that ``bench`` times when nothing else is asked for.
+    headline: bool = False
     #: Factor on the tolerance for an algorithm known to lose digits, and its derivation.
     tolerance_factor: float = 1.0
     tolerance_why: str = ""

@@ -21,6 +21,8 @@ def test_names_are_unique_and_the_baselines_exist(family: catalog.Family) -> Non
     names = [variant.name for variant in family.variants]
     assert len(set(names)) == len(names)
     assert family.baseline in names
+    assert 2 <= sum(variant.headline for variant in family.variants) <= 24
+    assert next(v for v in family.variants if v.name == family.baseline).headline
     assert len({problem.name for problem in family.problems}) == len(family.problems)
     for case in family.cases:
         assert case.baseline in [variant.name for variant in case.variants]

@@ -87,6 +87,12 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
     interrupted = False
     per_group = sum(len(group.selection.variants) * (2 if plan.memory else 1) + plan.rounds for group in groups)
     yield RunStarted(per_group)
+    for selection in plan.selections:
+        if selection.left_out:
+            yield Note(
+                f"{selection.family.name}: {len(selection.variants)} headline variants; --only chooses among "
+                f"{len(selection.left_out)} more"
+            )
     try:
         limits = ceilings.measure(plan.dtype)
         yield Note(

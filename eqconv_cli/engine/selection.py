@@ -95,8 +95,10 @@ def for_bench(family: Family, filters: Filters, case: str | None, sparsities: Se
             raise UsageError(f"--sparsity {sparsities[0]}: none of the chosen problems of {family.name} has a sparsity")
     problems = _with_settings(problems, filters.settings)
     variants = _variants(found.variants if found else family.variants, filters, family.name)
-    slow = () if found or filters.only else tuple(v.name for v in variants if v.slow)
-    return Selection(family, problems, tuple(v for v in variants if v.name not in slow), found, slow)
+    everything = found is not None or filters.only or filters.plugin
+    chosen = variants if everything else tuple(v for v in variants if v.headline)
+    left_out = tuple(v.name for v in variants if v not in chosen)
+    return Selection(family, problems, chosen, found, left_out)
 
 
 def _is_bench(problem: Problem) -> bool:

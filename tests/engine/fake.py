@@ -55,7 +55,9 @@ def prepare(
 
 
 def variant(name: str, gradient: bool = True, **arguments: Any) -> Variant:
-    return Variant(name, "numpy", PREPARE, arguments=arguments, gradient=gradient, why_no_gradient="values only")
+    return Variant(
+        name, "numpy", PREPARE, arguments=arguments, gradient=gradient, why_no_gradient="values only", headline=True
+    )
 
 
 GOOD, TWIN, SLOW = variant("good"), variant("twin"), variant("slow", sleep=0.004)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from eqconv_cli.backends.feature_steered.arguments import SEGMENT_SUMS
@@ -113,10 +114,25 @@ CLOSED_FORM = Variant(
     source=SOURCES["closed_form"],
 )
 
-VARIANTS = (
+#: What a user would choose among, each algorithm at its usual best.
+_HEADLINES = frozenset(
+    [
+        "closed_form@numpy",
+        "v1+unsorted+last+compile@torch",
+        "v1+unsorted+last+xla@tensorflow",
+        "v1+sorted+last+function@tensorflow",
+        *(
+            f"{algorithm}@{framework}"
+            for algorithm in ("v1+sorted+last", "v2+last", "v3+last", "sparse_matmul+last", "pyg", "gather_sum", "auto")
+            for framework in ("torch", "tensorflow")
+        ),
+    ]
+)
+_ALL = (
     CLOSED_FORM,
     *_on_every_framework("numpy"),
     *_on_every_framework("torch"),
     *_on_every_framework("tensorflow"),
     *_compiled(),
 )
+VARIANTS = tuple(replace(v, headline=v.name in _HEADLINES) for v in _ALL)
