@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+#: Elements of v2's operand [V, M·F] up to which one wide product and its backward pass beat M narrow ones.
+WIDE_OPERAND = 1 << 24
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of one operator call."""
@@ -48,16 +52,30 @@ def transform_first(sizes: Sizes) -> bool:
     return sizes.outputs < sizes.channels
 
 
-def choose(sizes: Sizes, framework: Literal["numpy", "torch", "tensorflow"], training: bool) -> Choice:
-    """The algorithm for a call, from measured orders of the composite algorithms.
+def choose(
+    sizes: Sizes, framework: Literal["numpy", "torch", "tensorflow"], training: bool, compiled: bool = False
+) -> Choice:
+    """The algorithm for a call, from the orders measured on the CPU (``benchmarks/``).
 
-    PyTorch and SciPy have a fast CSR product, which v3 uses on operands [V, F] that stay in the cache. TensorFlow's
-    sparse product is slow on the CPU; its sorted segment sum is the best it has. ``training`` weighs the backward pass.
+    Args:
+        sizes: of the call.
+        framework: whose arrays.
+        training: whether a backward pass follows.
+        compiled: whether PyTorch's compiler is tracing, which follows v1 only.
     """
     first = transform_first(sizes)
     order = f"order {'first' if first else 'last'}: D={sizes.outputs} {'<' if first else '>='} C={sizes.channels}"
     if framework == "tensorflow":
         return Choice("v1", first, f"sorted segment sums are TensorFlow's fastest reduction; {order}")
-    library = "SciPy's" if framework == "numpy" else "PyTorch's"
-    tail = "; the backward pass reuses the transposed CSR pattern" if training else ""
-    return Choice("v3", first, f"{library} CSR product on narrow operands{tail}; {order}")
+    if framework == "numpy":
+        return Choice("v3", first, f"SciPy's CSR product on operands [V, F] that stay in the cache; {order}")
+    if compiled:
+        return Choice("v1", first, f"the compiler follows it and fuses its edge-wise part; {order}")
+    if not training:
+        return Choice("v3", first, f"PyTorch's CSR product on operands [V, F] that stay in the cache; {order}")
+    wide = sizes.vertices * sizes.matrices * min(sizes.channels, sizes.outputs)
+    if wide <= WIDE_OPERAND:
+        return Choice("v2", first, f"one wide sparse product, V*M*F = {wide:,} <= {WIDE_OPERAND:,}; {order}")
+    return Choice(
+        "sparse_matmul", first, f"V*M*F = {wide:,} > {WIDE_OPERAND:,}: v2's wide operand leaves the cache; {order}"
+    )

@@ -105,7 +105,7 @@ def feature_steered_convolution(
     edges = edges_of(pattern, x.device)
     if version == "auto":
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, plan.values, *parameters))
-        choice = cost_model.choose(_sizes(edges, parameters), "torch", training)
+        choice = cost_model.choose(_sizes(edges, parameters), "torch", training, torch.compiler.is_compiling())
         version, first = choice.version, choice.transform_data_first
     else:
         first = cost_model.transform_first(_sizes(edges, parameters))

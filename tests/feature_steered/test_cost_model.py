@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from eqconv_cli.backends.feature_steered.cost_model import Sizes, choose, flops, minimal_bytes, transform_first
+
+MESH = Sizes(vertices=32_492, edges=227_432, channels=32, outputs=32, matrices=8)
+WIDE = Sizes(vertices=32_492, edges=227_432, channels=64, outputs=64, matrices=32)
+
+
+def test_flops_and_bytes_by_hand() -> None:
+    tiny = Sizes(vertices=2, edges=3, channels=5, outputs=7, matrices=11)
+    assert flops(tiny) == 4 * 2 * 5 * 11 + 2 * 3 * 11 * 5 + 2 * 2 * 11 * 5 * 7
+    assert minimal_bytes(tiny, 4) == 2 * (5 + 7 + 22) * 4 + 3 * (4 + 4)
+
+
+def test_the_narrow_side_goes_through_the_sparse_part() -> None:
+    assert not transform_first(MESH)
+    assert transform_first(Sizes(10, 10, channels=8, outputs=7, matrices=1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "framework", "training", "compiled", "version"),
+    [
+        (MESH, "torch", False, False, "v3"),
+        (MESH, "torch", True, False, "v2"),
+        (WIDE, "torch", True, False, "sparse_matmul"),
+        (WIDE, "torch", True, True, "v1"),
+        (WIDE, "tensorflow", True, False, "v1"),
+        (WIDE, "numpy", False, False, "v3"),
+    ],
+)
+def test_choices(sizes: Sizes, framework: str, training: bool, compiled: bool, version: str) -> None:
+    choice = choose(sizes, framework, training, compiled)  # type: ignore[arg-type]
+    assert choice.version == version
+    assert "order last: D=" in choice.reason
