@@ -26,7 +26,10 @@ EPILOG = (
 @common.handled
 def bench(
     families: common.Families = None,
-    case: Annotated[str | None, typer.Option("--case", help="A published benchmark, e.g. pr101.")] = None,
+    case: Annotated[
+        str | None,
+        typer.Option("--case", help="A published benchmark, e.g. pr101.", autocompletion=common.complete_case),
+    ] = None,
     sparsity: Annotated[
         str | None, typer.Option("--sparsity", metavar="LIST", help="0.9, a list 0.75,0.95 or a range 0.5:0.9:0.1.")
     ] = None,

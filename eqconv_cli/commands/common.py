@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
@@ -38,14 +38,43 @@ def complete_family(incomplete: str) -> list[str]:
     return [name for name in catalog.family_names() if name.startswith(incomplete)]
 
 
+def _complete(incomplete: str, names: Callable[[catalog.Family], Iterable[str]]) -> list[str]:
+    known = (name for family in catalog.family_names() for name in names(catalog.family(family)))
+    return [name for name in dict.fromkeys(known) if name.startswith(incomplete)]
+
+
+def complete_variant(incomplete: str) -> list[str]:
+    """Variant names for the shell."""
+    return _complete(incomplete, lambda family: (variant.name for variant in family.variants))
+
+
+def complete_problem(incomplete: str) -> list[str]:
+    """Problem names for the shell."""
+    return _complete(incomplete, lambda family: (problem.name for problem in family.problems))
+
+
+def complete_case(incomplete: str) -> list[str]:
+    """Names of the published benchmarks for the shell."""
+    return _complete(incomplete, lambda family: (case.name for case in family.cases))
+
+
 Families = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FAMILY]...", help="Families by name; all without.", autocompletion=complete_family),
 ]
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="GLOB", help="Variants by name, e.g. 'v2*@torch'.")]
-Skip = Annotated[list[str] | None, typer.Option("--skip", metavar="GLOB", help="Variants to leave out.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="GLOB", help="Variants by name, e.g. 'v2*@torch'.", autocompletion=complete_variant),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="GLOB", help="Variants to leave out.", autocompletion=complete_variant),
+]
 Problems = Annotated[
-    list[str] | None, typer.Option("--problem", metavar="GLOB", help="Problems by name instead of the usual ones.")
+    list[str] | None,
+    typer.Option(
+        "--problem", metavar="GLOB", help="Problems by name instead of the usual ones.", autocompletion=complete_problem
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a parameter of the problems.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-
 #: Elements of v2's operand [V, M·F] up to which one wide product and its backward pass beat M narrow ones.
 WIDE_OPERAND = 1 << 24
 

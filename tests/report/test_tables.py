@@ -1,0 +1,79 @@
+"""The tables as a person reads them, at a fixed width."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console, RenderableType
+
+from eqconv_cli.events import Part, Row, RunFinished
+from eqconv_cli.report.bench_table import bench_summary, bench_tables, comparison_table
+from eqconv_cli.report.verify_table import verify_summary, verify_tables
+
+VALUE = Row("f", "p", "v1+sorted@torch", "v1", "torch", "cpu", "float32", "value", "pass", max_rel=1e-7, tolerance=1e-5)
+PARTS = (Part("data", 1e-7, 1e-7, 1e-5, True), Part("var_u", 2e-7, 2e-7, 1e-5, True))
+GRADIENT = replace(VALUE, check="gradient", max_rel=2e-7, parts=PARTS)
+WRONG = replace(VALUE, variant="v2@torch", status="fail", max_rel=0.5, reason="y[0] is [red]", repeat="eqconv verify f")
+SKIP = replace(VALUE, variant="v3@torch", status="skip", max_rel=None, reason="no device")
+
+
+def words(line: str) -> str:
+    return " ".join(line.split())
+
+
+def shown(*renderables: RenderableType, width: int = 100) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    for renderable in renderables:
+        console.print(renderable)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+
+
+def test_verify_table() -> None:
+    lines = shown(verify_tables([VALUE, GRADIENT, WRONG, SKIP]))
+    assert lines[0] == "f · p · cpu"
+    assert words(lines[1]) == "variant dtype check error tolerance status largest part, or reason"
+    assert [words(line) for line in lines[3:]] == [
+        "v1+sorted@torch float32 value 1.0e-07 1e-05 pass",
+        "gradient 2.0e-07 1e-05 pass data 1e-07 u 2e-07",
+        "v2@torch float32 value 5.0e-01 1e-05 fail y[0] is [red]",
+        "v3@torch float32 value skip no device",
+    ]
+
+
+def test_verify_summary() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    verify_summary([VALUE, WRONG, SKIP], RunFinished({}, 2.0, True), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "closest to its tolerance: v2@torch on p, float32, value: 5.0e-01 of 1e-05" in text
+    assert "v2@torch on p, float32, value: y[0] is [red]" in text
+    assert "repeat: eqconv verify f" in text
+    assert "1 pass, 1 fail, 1 skip in 2.0 s (interrupted; what was done is above)" in text
+
+
+def test_bench_table_marks_the_fastest_and_shows_skips() -> None:
+    timed = replace(
+        VALUE, check="forward", median_s=0.002, iqr_s=0.0001, runs=7, ratio=1.0, ratio_low=1.0, ratio_high=1.0,
+        baseline="v1+sorted@torch", peak_bytes=3 * 2**20, peak_source="somehow", flops=4e6, ceiling="numpy GEMM",
+        percent_of_ceiling=12.5,
+    )  # fmt: skip
+    fast = replace(
+        timed, variant="v2@torch", median_s=0.001, ratio=0.5, ratio_low=0.4, ratio_high=0.6, verdict="FASTER"
+    )
+    skip = replace(SKIP, check="forward")
+    lines = shown(bench_tables([timed, fast, skip]), width=160)
+    assert lines[0] == "f · p · forward · cpu · float32   (ratio: time / time of v1+sorted@torch)"
+    assert [words(line) for line in lines[3:]] == [
+        "v1+sorted@torch 2.000 0.100 7 1.000 baseline 3.000 2.000 12.5 GEMM 1e-07 pass",
+        "v2@torch * 1.000 0.100 7 0.500 0.400 to 0.600 FASTER 3.000 4.000 12.5 GEMM 1e-07 pass",
+        "v3@torch skip no device",
+    ]
+    console = Console(file=io.StringIO(), width=120)
+    bench_summary([timed, fast, skip], RunFinished({}, 1.0), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "peak memory: somehow" in text and "2 of 3 rows verified and timed" in text
+
+
+def test_comparison_table() -> None:
+    lines = shown(comparison_table([("a · p", 0.001, 0.002, 2.0, 1.9, 2.1, "SLOWER")]))
+    assert words(lines[-1]) == "a · p 1.000 2.000 2.000 1.900 to 2.100 SLOWER"
