@@ -5,7 +5,7 @@
 | the formula, float64         | reference.py                                                     |
 | inputs                       | problems.py (meshes.py, graphs.py), cases.py (published ones)     |
 | algorithms                   | numpy_algorithms.py, torch_algorithms.py, tensorflow_algorithms.py |
-| the operator                 | numpy.py, torch.py, tensorflow.py (plan.py, arguments.py)         |
+| the operator                 | numpy.py, torch.py, tensorflow.py (plan.py, arguments.py, options.py) |
 | layers and the demo model    | torch_layers.py, tensorflow_layers.py, *_models.py                |
 | the choice of "auto"         | cost_model.py                                                    |
 | what must hold in any case   | invariants.py                                                    |

@@ -15,12 +15,12 @@ from eqconv_cli.backends.feature_steered.numpy_algorithms import (
     ALGORITHMS,
     Array,
     Graph,
-    Options,
     Parameters,
     assignment,
     logit_halves,
     sparse_matrix,
 )
+from eqconv_cli.backends.feature_steered.options import resolve
 from eqconv_cli.backends.feature_steered.plan import (
     IntArray,
     NeighborhoodPlan,
@@ -88,15 +88,9 @@ def feature_steered_convolution(
     graph = _graph(data, neighbors, sizes, p, validate)
     pattern = graph.pattern
     size = cost_model.Sizes(pattern.cols, pattern.edges, var_w.shape[1], var_w.shape[2], var_w.shape[0])
-    first = cost_model.transform_first(size)
-    if version == "auto":
-        choice = cost_model.choose(size, "numpy", training=False)
-        version, first = choice.version, choice.transform_data_first
-    if version == "gather_sum":
-        version, first, segment_sum_impl, softmax = "v1", False, "unsorted", "stable"
-    elif transform_data_first is not None:
-        first = bool(transform_data_first)
-    options = Options(first, transform_data_first == "edges", memory_efficient, segment_sum_impl, softmax)
+    version, options = resolve(
+        version, transform_data_first, memory_efficient, segment_sum_impl, softmax, size, "numpy", training=False
+    )
     return _unflatten(ALGORITHMS[version](graph, p, options), pattern)
 
 

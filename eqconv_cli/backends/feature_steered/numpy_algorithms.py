@@ -15,6 +15,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
+from eqconv_cli.backends.feature_steered.options import Options
 from eqconv_cli.backends.feature_steered.plan import Pattern
 
 Array = npt.NDArray[np.floating[Any]]
@@ -38,17 +39,6 @@ class Graph:
     centre: Array
     w: Array
     pattern: Pattern
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the operator, see :func:`feature_steered_convolution`."""
-
-    first: bool
-    on_edges: bool
-    fold: bool
-    segment_sum: str
-    softmax: str
 
 
 def v1(graph: Graph, p: Parameters, options: Options) -> Array:

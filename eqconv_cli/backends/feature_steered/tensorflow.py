@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from eqconv_cli.backends.feature_steered import arguments, cost_model
-from eqconv_cli.backends.feature_steered.tensorflow_algorithms import ALGORITHMS, Graph, Options, Parameters
+from eqconv_cli.backends.feature_steered.options import resolve
+from eqconv_cli.backends.feature_steered.tensorflow_algorithms import ALGORITHMS, Graph, Parameters
 from eqconv_cli.backends.feature_steered.tensorflow_neighbors import plan_neighborhood, planned_edges
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, extent, take
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import is_symbolic
@@ -106,8 +107,15 @@ def feature_steered_convolution(
         if checks:
             with tf.control_dependencies(checks):
                 x, parameters = tf.identity(x), Parameters(*(tf.identity(p) for p in parameters))
-    version, options = _resolve(
-        version, transform_data_first, memory_efficient, segment_sum_impl, softmax, _sizes(edges, parameters)
+    version, options = resolve(
+        version,
+        transform_data_first,
+        memory_efficient,
+        segment_sum_impl,
+        softmax,
+        _sizes(edges, parameters),
+        "tensorflow",
+        training=True,
     )
     flat = _flatten(x, edges)
     graph = Graph(
@@ -117,23 +125,6 @@ def feature_steered_convolution(
         edges=edges,
     )
     return _unflatten(ALGORITHMS[version](graph, parameters, options), edges)
-
-
-def _resolve(
-    version: str,
-    transform_data_first: bool | Literal["edges"] | None,
-    memory_efficient: bool,
-    segment_sum_impl: str,
-    softmax: str,
-    sizes: cost_model.Sizes,
-) -> tuple[str, Options]:
-    """The algorithm and its options after the defaults and "auto" are filled in."""
-    if version == "gather_sum":
-        return "v1", Options(False, False, memory_efficient, "unsorted", "stable")
-    first = cost_model.transform_first(sizes) if transform_data_first is None else bool(transform_data_first)
-    if version == "auto":
-        version = cost_model.choose(sizes, "tensorflow", training=True).version
-    return version, Options(first, transform_data_first == "edges", memory_efficient, segment_sum_impl, softmax)
 
 
 def _sizes(edges: Edges, p: Parameters) -> cost_model.Sizes:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
+from eqconv_cli.backends.feature_steered.options import Options
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import (
     Edges,
     Extent,
@@ -51,17 +52,6 @@ class Graph:
     centre: tf.Tensor
     w: tf.Tensor
     edges: Edges
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the operator, see :func:`feature_steered_convolution`."""
-
-    first: bool
-    on_edges: bool
-    fold: bool
-    segment_sum: str
-    softmax: str
 
 
 def v1(graph: Graph, p: Parameters, options: Options) -> tf.Tensor:

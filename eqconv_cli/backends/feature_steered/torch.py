@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eqconv_cli.backends.feature_steered import arguments, cost_model
+from eqconv_cli.backends.feature_steered.options import resolve
 from eqconv_cli.backends.feature_steered.plan import (
     IntArray,
     NeighborhoodPlan,
@@ -24,7 +25,7 @@ from eqconv_cli.backends.feature_steered.plan import (
     coordinates,
     csr_rows,
 )
-from eqconv_cli.backends.feature_steered.torch_algorithms import ALGORITHMS, Graph, Options, Parameters
+from eqconv_cli.backends.feature_steered.torch_algorithms import ALGORITHMS, Graph, Parameters
 from eqconv_cli.backends.feature_steered.torch_sparse import Edges, edges_of
 
 #: PyTorch's own forms of a sparse matrix, for error texts.
@@ -103,16 +104,17 @@ def feature_steered_convolution(
             _check_finite(x, centre, plan.values, parameters)
     pattern: Pattern = plan.pattern
     edges = edges_of(pattern, x.device)
-    if version == "auto":
-        training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, plan.values, *parameters))
-        choice = cost_model.choose(_sizes(edges, parameters), "torch", training, torch.compiler.is_compiling())
-        version, first = choice.version, choice.transform_data_first
-    else:
-        first = cost_model.transform_first(_sizes(edges, parameters))
-    if version == "gather_sum":
-        version, first, segment_sum_impl, softmax = "v1", False, "unsorted", "stable"
-    elif transform_data_first is not None:
-        first = bool(transform_data_first)
+    version, options = resolve(
+        version,
+        transform_data_first,
+        memory_efficient,
+        segment_sum_impl,
+        softmax,
+        _sizes(edges, parameters),
+        "torch",
+        training=torch.is_grad_enabled() and any(t.requires_grad for t in (x, plan.values, *parameters)),
+        compiled=torch.compiler.is_compiling(),
+    )
     flat = _flatten(x, edges)
     graph = Graph(
         x=flat,
@@ -120,7 +122,6 @@ def feature_steered_convolution(
         w=plan.values if edges.edge_of_slot is None else plan.values[edges.edge_of_slot],
         edges=edges,
     )
-    options = Options(first, transform_data_first == "edges", memory_efficient, segment_sum_impl, softmax)
     y = ALGORITHMS[version](graph, parameters, options)
     return _unflatten(y, pattern, edges)
 

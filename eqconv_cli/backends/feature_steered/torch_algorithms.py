@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
+from eqconv_cli.backends.feature_steered.options import Options
 from eqconv_cli.backends.feature_steered.torch_sparse import Edges, sparse_product, weighted_segment_sum
 
 
@@ -35,17 +36,6 @@ class Graph:
     centre: Tensor
     w: Tensor
     edges: Edges
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the operator, see :func:`feature_steered_convolution`."""
-
-    first: bool
-    on_edges: bool
-    fold: bool
-    segment_sum: str
-    softmax: str
 
 
 def v1(graph: Graph, p: Parameters, options: Options) -> Tensor:
