@@ -99,9 +99,9 @@ def bench(
     machine = fingerprint()
     if saved is not None and not force:
         _same_machine(compare, baselines.differences(machine, saved["machine"]))
-    chosen = [selection.for_bench(f, filters, case, sparsities) for f in selection.families(families or ())]
+    chosen = selection.for_bench(selection.families(families or ()), filters, case, sparsities)
     plan = engine.BenchPlan(
-        selections=tuple(chosen),
+        selections=chosen,
         passes=engine.PASSES if backward is None else (engine.PASSES[int(backward)],),
         dtype=one_dtype,
         device=one_device,

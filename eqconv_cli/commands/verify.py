@@ -76,7 +76,7 @@ def verify(
     )
     effort = "full" if full else "quick" if quick else "default"
     plan = VerifyPlan(
-        selections=tuple(selection.for_verify(f, filters, effort) for f in selection.families(families or ())),
+        selections=selection.for_verify(selection.families(families or ()), filters, effort),
         dtypes=dtypes,
         devices=devices,
         tolerance=tol,

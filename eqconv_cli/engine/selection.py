@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
 
 from eqconv_cli import catalog
 from eqconv_cli.catalog import Case, Family, Parameter, Problem, Variant
 from eqconv_cli.errors import UsageError, unknown
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -49,56 +46,94 @@ def families(names: Sequence[str]) -> tuple[Family, ...]:
     return tuple(catalog.family(name) for name in dict.fromkeys(names or catalog.family_names()))
 
 
-def for_verify(family: Family, filters: Filters, effort: str) -> Selection:
-    """What ``verify`` compares.
+def for_verify(families: Sequence[Family], filters: Filters, effort: str) -> tuple[Selection, ...]:
+    """What ``verify`` compares, family by family.
 
     Args:
-        family: the family.
+        families: the families asked for.
         filters: the options. Without ``problems`` or files the effort chooses the problems.
         effort: "quick" (the smallest problems), "default" or "full" (hard problems, slowly compiled variants too).
 
     Raises:
-        UsageError: a glob, a setting or a file option matches nothing here.
+        UsageError: a glob, a setting or a file option matches nothing in any of the families.
     """
     traits = {"quick": {"quick"}, "default": {"verify"}, "full": {"verify", "full"}}[effort]
-    problems = _problems(family, filters, lambda problem: bool(traits & problem.traits))
-    variants = _variants(family.variants, filters, family.name)
-    slow = () if effort == "full" or filters.only else tuple(v.name for v in variants if v.slow)
-    return Selection(family, problems, tuple(v for v in variants if v.name not in slow), left_out=slow)
+    _check_filters(families, filters)
+    selections = []
+    for family in families:
+        problems = _problems(family, filters, lambda problem: bool(traits & problem.traits))
+        variants = _variants(family.variants, filters, family.name)
+        slow = () if effort == "full" or filters.only else tuple(v.name for v in variants if v.slow)
+        kept = tuple(v for v in variants if v.name not in slow)
+        selections.append(Selection(family, _with_settings(problems, filters.settings), kept, left_out=slow))
+    return tuple(selections)
 
 
-def for_bench(family: Family, filters: Filters, case: str | None, sparsities: Sequence[float]) -> Selection:
-    """What ``bench`` times: a published case by name, else the family's bench problems.
+def for_bench(
+    families: Sequence[Family], filters: Filters, case: str | None, sparsities: Sequence[float]
+) -> tuple[Selection, ...]:
+    """What ``bench`` times, family by family: a published case by name, else the bench problems and headline variants.
 
     A list of ``sparsities`` repeats every problem that has the parameter; without other choice of problems it selects
     those.
 
     Raises:
-        UsageError: unknown case; sparsities given but no problem has the parameter; a glob or a file matches nothing.
+        UsageError: an unknown case; sparsities without a problem that has the parameter; a glob, a setting or a file
+            option that matches nothing in any of the families.
     """
-    found = None
+    cases = {c.name: (family, c) for family in families for c in family.cases}
     if case is not None:
-        by_name = {c.name: c for c in family.cases}
-        if case not in by_name:
-            raise unknown("--case", case, tuple(by_name))
-        found = by_name[case]
-    wanted = _has_sparsity if sparsities else _is_bench
-    problems = found.problems if found else _problems(family, filters, wanted, set_parameters=False)
-    if sparsities:
-        problems = tuple(
-            problem.with_parameters(sparsity=sparsity)
-            for problem in problems
-            if _has_sparsity(problem)
-            for sparsity in sparsities
-        )
-        if not problems:
-            raise UsageError(f"--sparsity {sparsities[0]}: none of the chosen problems of {family.name} has a sparsity")
-    problems = _with_settings(problems, filters.settings)
-    variants = _variants(found.variants if found else family.variants, filters, family.name)
-    everything = found is not None or filters.only or filters.plugin
-    chosen = variants if everything else tuple(v for v in variants if v.headline)
-    left_out = tuple(v.name for v in variants if v not in chosen)
-    return Selection(family, problems, chosen, found, left_out)
+        if case not in cases:
+            raise unknown("--case", case, tuple(cases))
+        families = [cases[case][0]]
+    found = None if case is None else cases[case][1]
+    _check_filters(families, filters, found)
+    selections = []
+    for family in families:
+        wanted = _has_sparsity if sparsities else _is_bench
+        problems = found.problems if found else _problems(family, filters, wanted)
+        if sparsities:
+            problems = tuple(
+                problem.with_parameters(sparsity=sparsity)
+                for problem in problems
+                if _has_sparsity(problem)
+                for sparsity in sparsities
+            )
+        variants = _variants(found.variants if found else family.variants, filters, family.name)
+        everything = found is not None or filters.only
+        chosen = variants if everything else tuple(v for v in variants if v.headline or v not in family.variants)
+        left_out = tuple(v.name for v in variants if v not in chosen)
+        selections.append(Selection(family, _with_settings(problems, filters.settings), chosen, found, left_out))
+    if sparsities and not any(selection.problems for selection in selections):
+        names = ", ".join(family.name for family in families)
+        raise UsageError(f"--sparsity {sparsities[0]}: none of the chosen problems of {names} has a sparsity")
+    return tuple(selections)
+
+
+def _check_filters(families: Sequence[Family], filters: Filters, case: Case | None = None) -> None:
+    """Every glob, setting and file option must mean something in at least one of the families."""
+    if filters.files and filters.problems:
+        option = next(iter(filters.files))
+        raise UsageError(f"--problem {filters.problems[0]!r} and --{option} exclude each other: give one of them")
+    own = case.variants if case else tuple(v for family in families for v in family.variants)
+    names = [v.name for v in (*own, *(v for family in families for v in _plugged(filters, family.name)))]
+    for option, patterns in (("--only", filters.only), ("--skip", filters.skip)):
+        _check_patterns(option, patterns, names)
+    problems = case.problems if case else tuple(p for family in families for p in family.problems)
+    _check_patterns("--problem", filters.problems, [problem.name for problem in problems])
+    known = {name for problem in problems for name in problem.parameters}
+    for name in filters.settings:
+        if name not in known:
+            raise unknown("--set", name, sorted(known))
+    for option, path in filters.files.items():
+        if not any(option in family.file_problems for family in families):
+            raise UsageError(f"--{option} {str(path)!r} has no meaning for {', '.join(f.name for f in families)}")
+
+
+def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise unknown(option, pattern, names)
 
 
 def _is_bench(problem: Problem) -> bool:
@@ -109,59 +144,34 @@ def _has_sparsity(problem: Problem) -> bool:
     return "sparsity" in problem.parameters
 
 
-def _problems(
-    family: Family, filters: Filters, default: Callable[[Problem], bool], set_parameters: bool = True
-) -> tuple[Problem, ...]:
+def _problems(family: Family, filters: Filters, default: Callable[[Problem], bool]) -> tuple[Problem, ...]:
     if filters.files:
-        chosen = tuple(
-            family.file_problems[option](path)
-            for option, path in filters.files.items()
-            if option in family.file_problems
-        )
-        if not chosen:
-            option, path = next(iter(filters.files.items()))
-            allowed = ", ".join(f"--{name}" for name in family.file_problems) or "no file"
-            raise UsageError(f"--{option} {str(path)!r} has no meaning for {family.name}: it takes {allowed}")
-    elif filters.problems:
-        chosen = _match("--problem", filters.problems, family.problems, lambda problem: problem.name)
-    else:
-        chosen = tuple(problem for problem in family.problems if default(problem))
-    return _with_settings(chosen, filters.settings) if set_parameters else chosen
+        readers = family.file_problems
+        return tuple(readers[option](path) for option, path in filters.files.items() if option in readers)
+    if filters.problems:
+        return tuple(problem for problem in family.problems if _matches(problem.name, filters.problems))
+    return tuple(problem for problem in family.problems if default(problem))
 
 
 def _with_settings(problems: Sequence[Problem], settings: Mapping[str, Parameter]) -> tuple[Problem, ...]:
-    if not settings:
-        return tuple(problems)
-    known = {name for problem in problems for name in problem.parameters}
-    for name in settings:
-        if name not in known:
-            raise unknown("--set", name, sorted(known))
-    return tuple(
-        problem.with_parameters(**mine)
-        if (mine := {name: value for name, value in settings.items() if name in problem.parameters})
-        else problem
-        for problem in problems
-    )
+    changed = []
+    for problem in problems:
+        mine = {name: value for name, value in settings.items() if name in problem.parameters}
+        changed.append(problem.with_parameters(**mine) if mine else problem)
+    return tuple(changed)
 
 
 def _variants(known: Sequence[Variant], filters: Filters, family: str) -> tuple[Variant, ...]:
-    extra = catalog.plugin_variants(filters.plugin).get(family, ()) if filters.plugin else ()
-    variants: tuple[Variant, ...] = (*known, *extra)
-    if filters.only:
-        variants = _match("--only", filters.only, variants, lambda variant: variant.name)
-    if filters.skip:
-        dropped = {v.name for v in _match("--skip", filters.skip, variants, lambda variant: variant.name)}
-        variants = tuple(v for v in variants if v.name not in dropped)
-    return variants
+    return tuple(
+        variant
+        for variant in (*known, *_plugged(filters, family))
+        if (not filters.only or _matches(variant.name, filters.only)) and not _matches(variant.name, filters.skip)
+    )
 
 
-def _match(
-    option: str, patterns: Iterable[str], items: Sequence[Item], name: Callable[[Item], str]
-) -> tuple[Item, ...]:
-    chosen: dict[str, Item] = {}
-    for pattern in patterns:
-        matching = {name(item): item for item in items if fnmatchcase(name(item), pattern)}
-        if not matching:
-            raise unknown(option, pattern, [name(item) for item in items])
-        chosen |= matching
-    return tuple(item for item in items if name(item) in chosen)
+def _plugged(filters: Filters, family: str) -> Sequence[Variant]:
+    return catalog.plugin_variants(filters.plugin).get(family, ()) if filters.plugin else ()
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

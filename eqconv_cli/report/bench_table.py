@@ -70,6 +70,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         table.add_column("GFLOP/s", justify="right", no_wrap=True)
         table.add_column("% of ceiling", justify="right", no_wrap=True)
     table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("tolerance", justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     fastest = min((row.median_s for row in rows if row.median_s is not None), default=None)
     for row in rows:
@@ -79,6 +80,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         if has_ceiling:
             cells += _throughput(row)
         cells.append(Text("" if row.max_rel is None else f"{row.max_rel:.0e}"))
+        cells.append(Text("" if row.max_rel is None or row.tolerance is None else f"{row.tolerance:.0e}"))
         cells.append(status_text(row.status).append(f" {row.reason}" if row.reason else "", style="default"))
         table.add_row(*cells)
     return table

@@ -102,6 +102,7 @@ def test_a_broken_variant_exits_1_and_repeats(tmp_path: Path) -> None:
         (["--tol", "nan"], "--tol nan: allowed: a number above 0"),
         (["--set", "channels"], "--set 'channels': expected NAME=VALUE"),
         (["--set", "colour=3"], "--set 'colour' is unknown"),
+        (["--problem", "cow", "--graph", __file__], "--problem 'cow' and --graph exclude each other"),
         (["--quick", "--full"], "--quick and --full exclude each other"),
         (["--mesh", "no.obj"], "--mesh 'no.obj' is not a file"),
         (["--graph", "no.npz"], "--graph 'no.npz' is not a file"),

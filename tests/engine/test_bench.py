@@ -99,16 +99,24 @@ def identity_reference(inputs: dict) -> dict:
 
 
 def test_selection_of_cases_sparsities_and_settings() -> None:
-    chosen = for_bench(fake.FAMILY, Filters(settings={"n": 10}), "published", (0.5, 0.9))
+    (chosen,) = for_bench([fake.FAMILY], Filters(settings={"n": 10}), "published", (0.5, 0.9))
     assert [problem.name for problem in chosen.problems] == ["small[sparsity=0.5,n=10]", "small[sparsity=0.9,n=10]"]
     assert chosen.baseline == "slow@numpy" and len(chosen.variants) == 2
     with pytest.raises(UsageError, match="--case 'publshed' is unknown: did you mean published"):
-        for_bench(fake.FAMILY, Filters(), "publshed", ())
+        for_bench([fake.FAMILY], Filters(), "publshed", ())
     without = replace(fake.FAMILY, problems=(replace(fake.PROBLEM, parameters={"n": 3}),))
     with pytest.raises(UsageError, match="none of the chosen problems of fake has a sparsity"):
-        for_bench(without, Filters(), None, (0.5,))
+        for_bench([without], Filters(), None, (0.5,))
 
 
 def test_explain() -> None:
     plan = BenchPlan((Selection(fake.FAMILY, (fake.PROBLEM,), (fake.GOOD,)),))
     assert list(explain(plan)) == ["small: auto: good, because n=1000"]
+
+
+def test_a_glob_needs_a_match_in_one_family_only() -> None:
+    other = replace(fake.FAMILY, name="other", variants=(fake.variant("other"),), baseline="other@numpy", cases=())
+    first, second = for_bench([fake.FAMILY, other], Filters(only=("other*",)), None, ())
+    assert (first.variants, [v.name for v in second.variants]) == ((), ["other@numpy"])
+    with pytest.raises(UsageError, match="--only 'third\\*' is unknown"):
+        for_bench([fake.FAMILY, other], Filters(only=("third*",)), None, ())

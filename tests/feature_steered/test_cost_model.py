@@ -11,6 +11,8 @@ WIDE = Sizes(vertices=32_492, edges=227_432, channels=64, outputs=64, matrices=3
 def test_flops_and_bytes_by_hand() -> None:
     tiny = Sizes(vertices=2, edges=3, channels=5, outputs=7, matrices=11)
     assert flops(tiny) == 4 * 2 * 5 * 11 + 2 * 3 * 11 * 5 + 2 * 2 * 11 * 5 * 7
+    narrow = Sizes(vertices=2, edges=3, channels=7, outputs=5, matrices=11)
+    assert flops(narrow) == 4 * 2 * 7 * 11 + 2 * 3 * 11 * 5 + 2 * 2 * 11 * 7 * 5
     assert minimal_bytes(tiny, 4) == 2 * (5 + 7 + 22) * 4 + 3 * (4 + 4)
 
 

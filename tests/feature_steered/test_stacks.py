@@ -11,6 +11,8 @@ from eqconv_cli.engine.selection import Selection
 from eqconv_cli.engine.verify import VerifyPlan, verify
 from eqconv_cli.events import RowFinished
 
+pytestmark = pytest.mark.slow
+
 CASES = {case.name: case for case in FAMILY.cases}
 SMALL = {"pr101-model": {"batch": 1}, "pr155": {"vertices": 150}}
 

@@ -64,8 +64,8 @@ def test_bench_table_marks_the_fastest_and_shows_skips() -> None:
     lines = shown(bench_tables([timed, fast, skip]), width=160)
     assert lines[0] == "f · p · forward · cpu · float32   (ratio: time / time of v1+sorted@torch)"
     assert [words(line) for line in lines[3:]] == [
-        "v1+sorted@torch 2.000 0.100 7 1.000 baseline 3.000 2.000 12.5 GEMM 1e-07 pass",
-        "v2@torch * 1.000 0.100 7 0.500 0.400 to 0.600 FASTER 3.000 4.000 12.5 GEMM 1e-07 pass",
+        "v1+sorted@torch 2.000 0.100 7 1.000 baseline 3.000 2.000 12.5 GEMM 1e-07 1e-05 pass",
+        "v2@torch * 1.000 0.100 7 0.500 0.400 to 0.600 FASTER 3.000 4.000 12.5 GEMM 1e-07 1e-05 pass",
         "v3@torch skip no device",
     ]
     console = Console(file=io.StringIO(), width=120)

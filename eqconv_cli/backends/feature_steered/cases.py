@@ -52,7 +52,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "v3_bad": {"algorithm": "v3", "order": "first", "fold": False},
     "v3_mem_bad": {"algorithm": "v3", "order": "first"},
 }
-_THIRTEEN = {name: variant("tensorflow", softmax="raw", **options) for name, options in PUBLISHED.items()}
+#: Automatic differentiation of the factored form (v2, v3) sums p·g and p·ḡ over the neighbours apart and subtracts
+#: then, where v1 subtracts edge by edge. With these all-positive inputs the sums are up to 46 times the gradient of the
+#: features that remains (density 0.25; 37, 28, 10 at 0.05, 0.02, 0.005) and so is the rounding error; 4 is what it takes.
+_FACTORED: dict[str, Any] = {
+    "tolerance_factor": 4.0,
+    "tolerance_why": "the factored form subtracts sums over the neighbours that are up to 46 times their difference",
+}
+_THIRTEEN = {
+    name: replace(
+        variant("tensorflow", softmax="raw", **options), **(_FACTORED if name.startswith(("v2", "v3")) else {})
+    )
+    for name, options in PUBLISHED.items()
+}
 
 PR101 = Case(
     name="pr101",

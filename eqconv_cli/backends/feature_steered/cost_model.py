@@ -33,9 +33,9 @@ class Choice:
 
 
 def flops(sizes: Sizes) -> float:
-    """Floating-point operations of the forward pass: logits, sparse part in the order "last", dense part."""
+    """Floating-point operations of the forward pass: logits, sparse part in the narrower order, dense part."""
     logits = 4.0 * sizes.vertices * sizes.channels * sizes.matrices
-    sparse = 2.0 * sizes.edges * sizes.matrices * sizes.channels
+    sparse = 2.0 * sizes.edges * sizes.matrices * min(sizes.channels, sizes.outputs)
     dense = 2.0 * sizes.vertices * sizes.matrices * sizes.channels * sizes.outputs
     return logits + sparse + dense
 

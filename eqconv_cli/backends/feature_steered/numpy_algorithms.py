@@ -45,16 +45,17 @@ def v1(graph: Graph, p: Parameters, options: Options) -> Array:
     """Edge features and one segment sum for each m (the released operator; pull request #101 v1)."""
     q = assignment(*logit_halves(graph, p, options.softmax), graph.pattern, options.softmax)
     col = graph.pattern.col
-    gathered = graph.x[col]
+    at_vertices = options.first and not options.on_edges
+    gathered = graph.x[:0] if at_vertices else graph.x[col]
 
     def term(m: int) -> Array:
         weight = p.var_w[m]
-        if options.on_edges:
-            return weighted_segment_sum(q[:, m], graph.w, gathered @ weight, graph.pattern, options.segment_sum)
-        if options.first:
+        if at_vertices:
             terms = (graph.x @ weight)[col]
-            return weighted_segment_sum(q[:, m], graph.w, terms, graph.pattern, options.segment_sum)
-        return weighted_segment_sum(q[:, m], graph.w, gathered, graph.pattern, options.segment_sum) @ weight
+        else:
+            terms = gathered @ weight if options.on_edges else gathered
+        summed = weighted_segment_sum(q[:, m], graph.w, terms, graph.pattern, options.segment_sum)
+        return summed if options.first else summed @ weight
 
     return _sum_over_m(term, p, graph.pattern.rows, options.fold)
 

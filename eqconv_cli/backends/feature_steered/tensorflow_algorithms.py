@@ -209,7 +209,9 @@ def _assignment(a: tf.Tensor, s: tf.Tensor, edges: Edges, softmax: str) -> tf.Te
 
 def _exponentials(half: tf.Tensor) -> tf.Tensor:
     """exp(half - max_m half), 0 in rows that are not finite: their edges are computed from the logits."""
-    shifted = half - tf.stop_gradient(tf.reduce_max(half, axis=1, keepdims=True))
+    largest = tf.reduce_max(half, axis=1, keepdims=True)
+    # The maximum cancels in the softmax and is a constant; with a single matrix it makes the gradient exactly 0.
+    shifted = half - (largest if half.shape[1] == 1 else tf.stop_gradient(largest))
     finite, zero = tf.math.is_finite(shifted), tf.zeros_like(shifted)
     return tf.where(finite, tf.exp(tf.where(finite, shifted, zero)), zero)
 

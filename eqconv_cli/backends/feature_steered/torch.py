@@ -68,7 +68,7 @@ def feature_steered_convolution(
         transform_data_first: multiply by W before (True) or after (False) the sum over the neighbours; None takes the
             narrower side; "edges" is v1's published order, which multiplies at every edge.
         memory_efficient: v1, v3, sparse_matmul: add up over m one by one instead of keeping all M terms.
-        segment_sum_impl: v1: "partition2d", "sorted" or "unsorted".
+        segment_sum_impl: v1, pyg: "partition2d", "sorted" or "unsorted".
         softmax: "stable" subtracts each edge's maximum; "guarded" factors the exponentials and recomputes the edges
             where that loses digits; "raw" is the released operator's plain exponential (v2, v3: the published
             factored form), which overflows for large logits. v2 and v3 are factored, so "stable" means "guarded" there.

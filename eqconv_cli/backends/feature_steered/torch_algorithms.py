@@ -41,16 +41,15 @@ class Graph:
 def v1(graph: Graph, p: Parameters, options: Options) -> Tensor:
     """Edge features and one segment sum for each m (the released operator; pull request #101 v1)."""
     q = _assignment(*_logit_halves(graph, p, options), graph.edges, options.softmax)
-    gathered = graph.x[graph.edges.col]
+    at_vertices = options.first and not options.on_edges
+    gathered = graph.x.new_empty(0) if at_vertices else graph.x[graph.edges.col]
 
     def term(m: int) -> Tensor:
         weight, q_m = p.var_w[m], q[:, m]
-        if options.on_edges:
-            terms = gathered @ weight
-        elif options.first:
+        if at_vertices:
             terms = (graph.x @ weight)[graph.edges.col]
         else:
-            terms = gathered
+            terms = gathered @ weight if options.on_edges else gathered
         summed = weighted_segment_sum(q_m, graph.w, terms, graph.edges, options.segment_sum)
         return summed if options.first or options.on_edges else summed @ weight
 
@@ -181,7 +180,9 @@ def _assignment(a: Tensor, s: Tensor, edges: Edges, softmax: str) -> Tensor:
 
 def _exponentials(half: Tensor) -> Tensor:
     """exp(half - max_m half), 0 in rows that are not finite: their edges are computed from the logits."""
-    shifted = half - half.detach().amax(1, keepdim=True)
+    largest = half.amax(1, keepdim=True)
+    # The maximum cancels in the softmax and is a constant; with a single matrix it makes the gradient exactly 0.
+    shifted = half - (largest.detach() if half.shape[1] > 1 else largest)
     finite = shifted.isfinite()
     return torch.where(finite, torch.where(finite, shifted, 0.0).exp(), 0.0)
 
