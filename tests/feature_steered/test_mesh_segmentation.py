@@ -8,6 +8,8 @@ from eqconv_cli.backends.feature_steered.meshes import icosphere, load_mesh, mes
 from eqconv_cli.torch import MeshSegmentation, masked_cross_entropy, plan_neighborhood
 from tests.feature_steered.support import random_problem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -54,7 +54,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 #: Automatic differentiation of the factored form (v2, v3) sums p·g and p·ḡ over the neighbours apart and subtracts
 #: then, where v1 subtracts edge by edge. With these all-positive inputs the sums are up to 46 times the gradient of the
-#: features that remains (density 0.25; 37, 28, 10 at 0.05, 0.02, 0.005) and so is the rounding error; 4 is what it takes.
+#: features that remains (density 0.25; 37, 28, 10 at 0.05, 0.02, 0.005), and so is the rounding; 4 is what it takes.
 _FACTORED: dict[str, Any] = {
     "tolerance_factor": 4.0,
     "tolerance_why": "the factored form subtracts sums over the neighbours that are up to 46 times their difference",
