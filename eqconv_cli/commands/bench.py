@@ -56,6 +56,7 @@ def bench(
     seed: common.Seed = 0,
     json: common.Json = None,
     csv: common.Csv = None,
+    md: common.Markdown = None,
     plot: Annotated[str | None, typer.Option("--plot", metavar="PATH", help="Draw the times: png, svg or pdf.")] = None,
     save: Annotated[str | None, typer.Option("--save", metavar="NAME", help="Keep this run under a name.")] = None,
     compare: Annotated[
@@ -73,8 +74,7 @@ def bench(
     """Time variants side by side: verified, in interleaved rounds, with ratios, memory and percent of the ceiling."""
     _check_numbers(tol=tol, time_budget=time_budget, threshold=threshold)
     sparsities = parse_sparsities(sparsity)
-    if json == "-" and csv == "-":
-        raise UsageError("--json - and --csv - both want stdout: give one of them a path")
+    common.check_stdout(json=json, csv=csv, md=md)
     (one_device,) = _one("--device", device, common.DEVICES)
     (one_dtype,) = _one("--dtype", dtype, common.DTYPES)
     files = common.file_options(mesh=mesh, graph=graph)
@@ -89,9 +89,10 @@ def bench(
     from eqconv_cli.report import console as terminal
     from eqconv_cli.report import files as writers
     from eqconv_cli.report.bench_table import bench_summary, bench_tables
+    from eqconv_cli.report.markdown import write_markdown
     from eqconv_cli.report.plots import check_plot, plot_bench
 
-    for option, target in (("--json", json), ("--csv", csv), ("--plot", plot)):
+    for option, target in (("--json", json), ("--csv", csv), ("--md", md), ("--plot", plot)):
         writers.check_writable(option, target)
     check_plot(plot)
     saved = baselines.load(compare) if compare is not None else None
@@ -147,6 +148,8 @@ def bench(
         writers.write_json(content, json)
     if csv is not None:
         writers.write_csv(rows, csv)
+    if md is not None:
+        write_markdown(rows, md, "bench")
     if save is not None:
         path = baselines.saved_path(save)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,7 @@ def bench(
         err.print(f"saved as {path}", markup=False)
     if plot is not None:
         plot_bench(rows, plot)
-    shown = err if "-" in (json, csv) else out
+    shown = err if "-" in (json, csv, md) else out
     if not quiet and shown is not err:
         out.print(bench_tables(rows))
     bench_summary(rows, finished, shown)

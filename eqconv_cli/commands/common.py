@@ -95,6 +95,9 @@ Json = Annotated[
     str | None, typer.Option("--json", metavar="PATH|-", help="Write the report as JSON; - is stdout, alone.")
 ]
 Csv = Annotated[str | None, typer.Option("--csv", metavar="PATH|-", help="Write the rows as CSV; - is stdout, alone.")]
+Markdown = Annotated[
+    str | None, typer.Option("--md", metavar="PATH|-", help="Write Markdown tables; - is stdout, alone.")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="The smallest problems only.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No tables and no progress: the summary only.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colour (NO_COLOR does the same).")]
@@ -177,6 +180,13 @@ def file_options(**paths: Path | None) -> dict[str, Path]:
         if not path.is_file():
             raise UsageError(f"--{name} {str(path)!r} is not a file")
     return given
+
+
+def check_stdout(**targets: str | None) -> None:
+    """Only one report can have stdout; raises UsageError when two want it."""
+    wanting = [f"--{name} -" for name, target in targets.items() if target == "-"]
+    if len(wanting) > 1:
+        raise UsageError(f"{' and '.join(wanting)} both want stdout: give one of them a path")
 
 
 def shown_options(**options: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def verify(
     threads: common.Threads = None,
     json: common.Json = None,
     csv: common.Csv = None,
+    md: common.Markdown = None,
     junit: Annotated[str | None, typer.Option("--junit", metavar="PATH", help="Write JUnit XML.")] = None,
     quiet: common.Quiet = False,
     no_color: common.NoColor = False,
@@ -48,8 +49,7 @@ def verify(
         raise UsageError(f"--tol {tol:g}: allowed: a number above 0")
     if quick and full:
         raise UsageError("--quick and --full exclude each other: give one of them")
-    if json == "-" and csv == "-":
-        raise UsageError("--json - and --csv - both want stdout: give one of them a path")
+    common.check_stdout(json=json, csv=csv, md=md)
     devices = common.comma_list("--device", device, common.DEVICES)
     dtypes = common.comma_list("--dtype", dtype, common.DTYPES)
     files = common.file_options(mesh=mesh, graph=graph)
@@ -62,9 +62,10 @@ def verify(
     from eqconv_cli.engine.verify import verify as run
     from eqconv_cli.report import console as terminal
     from eqconv_cli.report import files as writers
+    from eqconv_cli.report.markdown import write_markdown
     from eqconv_cli.report.verify_table import verify_summary, verify_tables
 
-    for option, target in (("--json", json), ("--csv", csv), ("--junit", junit)):
+    for option, target in (("--json", json), ("--csv", csv), ("--md", md), ("--junit", junit)):
         writers.check_writable(option, target)
     filters = selection.Filters(
         only=tuple(only or ()),
@@ -114,9 +115,11 @@ def verify(
         writers.write_json(writers.report("verify", __version__, options, fingerprint(), rows, finished), json)
     if csv is not None:
         writers.write_csv(rows, csv)
+    if md is not None:
+        write_markdown(rows, md, "verify")
     if junit is not None:
         writers.write_junit(rows, junit, finished.seconds)
-    out = err if "-" in (json, csv) else terminal.out_console(no_color)
+    out = err if "-" in (json, csv, md) else terminal.out_console(no_color)
     if not quiet and out is not err:
         out.print(verify_tables(rows))
     verify_summary(rows, finished, out)

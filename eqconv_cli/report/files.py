@@ -60,7 +60,7 @@ def write_json(content: Mapping[str, Any], target: str) -> None:
     if target == "-":
         sys.stdout.write(text + "\n")
         return
-    _open_and("--json", target, lambda file: file.write(text + "\n"))
+    write_text("--json", target, text + "\n")
 
 
 def write_csv(rows: Sequence[Row], target: str) -> None:
@@ -102,7 +102,7 @@ def write_junit(rows: Sequence[Row], target: str, seconds: float) -> None:
             ElementTree.SubElement(case, tags[row.status], message=row.reason).text = text
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
-    _open_and("--junit", target, lambda file: file.write(text + "\n"))
+    write_text("--junit", target, text + "\n")
 
 
 def check_writable(option: str, target: str | None) -> None:
@@ -114,6 +114,11 @@ def check_writable(option: str, target: str | None) -> None:
         raise UsageError(f"{option} {target!r} is a folder: a file is needed")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {target!r}: the folder {str(path.parent)!r} is not there")
+
+
+def write_text(option: str, target: str, text: str) -> None:
+    """Write a text file; raises UsageError naming the option when that fails."""
+    _open_and(option, target, lambda file: file.write(text))
 
 
 def _open_and(option: str, target: str, write: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ import pytest
 from eqconv_cli.errors import UsageError
 from eqconv_cli.events import CSV_COLUMNS, Part, Row, RunFinished
 from eqconv_cli.report import files
+from eqconv_cli.report.markdown import markdown
 
 PASS = Row("f", "p", "v@numpy", "v", "numpy", "cpu", "float32", "value", "pass", max_rel=1e-7, tolerance=1e-5)
 FAIL = Row(
@@ -64,3 +66,16 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         files.check_writable("--json", str(tmp_path))
     with pytest.raises(UsageError, match="is not there"):
         files.check_writable("--csv", str(tmp_path / "no" / "x.csv"))
+
+
+def test_markdown_tables() -> None:
+    lines = markdown([PASS, FAIL], "verify").splitlines()
+    assert lines[0] == "### f · p · cpu"
+    assert lines[2] == "| variant | dtype | check | error | tolerance | status | reason |"
+    assert lines[4] == "| `v@numpy` | float32 | value | 1.0e-07 | 1e-05 | pass |  |"
+    timed = replace(PASS, check="forward", median_s=0.002, iqr_s=0.001, ratio=0.5, ratio_low=0.4, ratio_high=0.6,
+                    verdict="FASTER", peak_bytes=2**20)  # fmt: skip
+    lines = markdown([timed], "bench").splitlines()
+    assert lines[0] == "### f · p · cpu · float32 · forward"
+    assert lines[-1] == "| `v@numpy` | 2.00 | 1.00 | 0.500 | 0.400 to 0.600 | FASTER | 1.0 | 1e-07 | pass |"
+    assert markdown([replace(PASS, reason="a|b")], "verify").count("a\\|b") == 1
