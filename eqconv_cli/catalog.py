@@ -175,6 +175,9 @@ class Case:
     reference: str | None = None
     reference_gradients: str | None = None
     differentiable: tuple[str, ...] | None = None
+    #: The gradient jumps where an activation does (ReLU at 0), and rounding in float32 moves some units across. Then a
+    #: float32 run is verified by its outputs, and its gradients by the same variant in float64.
+    gradient_jumps: bool = False
     #: Whether ``Family.cost`` describes what the case times.
     costed: bool = True
 

@@ -127,6 +127,7 @@ def _bench_group(
 ) -> Iterator[Event]:
     contenders: list[_Contender] = []
     instance: Instance | None = None
+    exact: Instance | None = None
     for variant in group.selection.variants:
         yield UnitStarted(f"verify {variant.name} · {group.problem.name} · {group.check}")
         row = _row_template(group, variant, plan)
@@ -136,8 +137,10 @@ def _bench_group(
         if reasons:
             yield RowFinished(replace(row, status="skip", reason="; ".join(reasons)))
         else:
-            instance = instance or _instance(group, plan)
-            entered = _enter(row, variant, instance, plan)
+            instance = instance or _instance(group, plan.dtype, plan)
+            if group.check != "forward" and group.selection.case and group.selection.case.gradient_jumps:
+                exact = exact or _instance(group, "float64", plan)
+            entered = _enter(row, variant, instance, exact, plan)
             if isinstance(entered, Row):
                 yield RowFinished(entered)
             else:
@@ -164,12 +167,15 @@ def _bench_group(
         yield RowFinished(_with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name)))
 
 
-def _instance(group: _Group, plan: BenchPlan) -> Instance:
-    return Instance(group.selection.family, group.problem, plan.dtype, plan.seed, group.selection.case)
+def _instance(group: _Group, dtype: str, plan: BenchPlan) -> Instance:
+    return Instance(group.selection.family, group.problem, dtype, plan.seed, group.selection.case)
 
 
-def _enter(row: Row, variant: Variant, instance: Instance, plan: BenchPlan) -> _Contender | Row:
-    """Prepare a variant, compare its results with the oracle, warm it up; the finished row if that fails."""
+def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | None, plan: BenchPlan) -> _Contender | Row:
+    """Prepare a variant, compare its results with the oracle, warm it up; the finished row if that fails.
+
+    With ``exact``, the problem in float64, gradients are compared there and the timed run by its outputs.
+    """
     try:
         given = instance.fresh_inputs()
         prepared = variant.bind(given, plan.dtype, plan.device)
@@ -177,7 +183,10 @@ def _enter(row: Row, variant: Variant, instance: Instance, plan: BenchPlan) -> _
             verified = check_value(row, prepared, given, instance)
             work: Callable[[], Any] = prepared.run
         else:
-            verified = check_gradient(row, prepared, instance)
+            if exact is None:
+                verified = check_gradient(row, prepared, instance)
+            else:
+                verified = _check_in_float64(check_value(row, prepared, given, instance), variant, exact, plan)
             cotangents = {name: prepared.upload(g.copy()) for name, g in instance.cotangents.items()}
 
             def work() -> Any:
@@ -192,6 +201,18 @@ def _enter(row: Row, variant: Variant, instance: Instance, plan: BenchPlan) -> _
         if plan.debug:
             raise
         return replace(row, status="error", reason=describe(error))
+
+
+def _check_in_float64(verified: Row, variant: Variant, exact: Instance, plan: BenchPlan) -> Row:
+    """Add the comparison of the gradients in float64 to a row that has passed by its outputs."""
+    if verified.status != "pass":
+        return verified
+    tolerance = min(plan.tolerance, exact.family.float64_tolerance) * variant.tolerance_factor
+    prepared = variant.bind(exact.fresh_inputs(), "float64", plan.device)
+    gradient = check_gradient(replace(verified, tolerance=tolerance), prepared, exact)
+    if gradient.status != "pass":
+        return replace(verified, status=gradient.status, reason=f"gradients in float64: {gradient.reason}")
+    return replace(verified, reason=f"gradients in float64: {gradient.max_rel:.0e} of {tolerance:.0e}")
 
 
 def _warm_up(contender: _Contender) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from eqconv_cli.backends.feature_steered import FAMILY, stacks
-from eqconv_cli.catalog import Case, load
+from eqconv_cli.catalog import Case, Variant, load
+from eqconv_cli.engine.bench import BenchPlan, bench
 from eqconv_cli.engine.selection import Selection
 from eqconv_cli.engine.verify import VerifyPlan, verify
 from eqconv_cli.events import RowFinished
@@ -78,3 +82,26 @@ def test_part_labels_are_sixteen_even_parts() -> None:
     labels = stacks.part_labels(np.random.default_rng(0).normal(size=(1600, 3)) * [4, 2, 1])
     assert set(labels) == set(range(16))
     assert np.bincount(labels).min() > 50
+
+
+def test_a_float32_run_is_timed_when_its_outputs_and_its_float64_gradients_are_right() -> None:
+    case = CASES["pr101-model"]
+    problem = case.problems[0].with_parameters(batch=1)
+    for variant, status in ((case.variants[1], "pass"), (_doubling(case.variants[1]), "fail")):
+        plan = BenchPlan((Selection(FAMILY, (problem,), (variant,), case),), rounds=5, memory=False)
+        (row,) = (event.row for event in bench(plan) if isinstance(event, RowFinished))
+        assert row.status == status
+        assert "gradients in float64: " in row.reason
+        assert (row.median_s is not None) == (status == "pass")
+
+
+def _doubling(variant: Variant) -> Variant:
+    return replace(variant, prepare="tests.feature_steered.test_stacks:prepare_doubled")
+
+
+def prepare_doubled(*arguments: Any, **options: Any) -> Any:
+    """The right run with one gradient doubled."""
+    run = load(CASES["pr101-model"].variants[1].prepare)(*arguments, **options)
+    right = run.run_backward
+    run.run_backward = lambda cotangents: {**(g := right(cotangents)), "steer1_c": 2 * g["steer1_c"]}
+    return run

@@ -122,6 +122,7 @@ PR101_MODEL = Case(
     reference="eqconv_cli.backends.feature_steered.stacks:reference",
     reference_gradients="eqconv_cli.backends.feature_steered.stacks:reference_gradients",
     differentiable=stacks.parameter_names(stacks.MODEL),
+    gradient_jumps=True,
     costed=False,
 )
 
@@ -151,6 +152,7 @@ PR155 = Case(
     reference="eqconv_cli.backends.feature_steered.stacks:reference",
     reference_gradients="eqconv_cli.backends.feature_steered.stacks:reference_gradients",
     differentiable=stacks.parameter_names(stacks.layer_stack(_LAYERS, 32)),
+    gradient_jumps=True,
     costed=False,
 )
 
