@@ -176,7 +176,8 @@ class Case:
     reference_gradients: str | None = None
     differentiable: tuple[str, ...] | None = None
     #: The gradient jumps where an activation does (ReLU at 0), and rounding in float32 moves some units across. Then a
-    #: float32 run is verified by its outputs, and its gradients by the same variant in float64.
+    #: float32 run is verified by its outputs, and its gradients by the same variant in float64 on the small form of
+    #: the problem.
     gradient_jumps: bool = False
     #: Whether ``Family.cost`` describes what the case times.
     costed: bool = True

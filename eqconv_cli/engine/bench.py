@@ -139,7 +139,7 @@ def _bench_group(
         else:
             instance = instance or _instance(group, plan.dtype, plan)
             if group.check != "forward" and group.selection.case and group.selection.case.gradient_jumps:
-                exact = exact or _instance(group, "float64", plan)
+                exact = exact or _instance(replace(group, problem=_small(group.problem)), "float64", plan)
             entered = _enter(row, variant, instance, exact, plan)
             if isinstance(entered, Row):
                 yield RowFinished(entered)
@@ -171,10 +171,14 @@ def _instance(group: _Group, dtype: str, plan: BenchPlan) -> Instance:
     return Instance(group.selection.family, group.problem, dtype, plan.seed, group.selection.case)
 
 
+def _small(problem: Problem) -> Problem:
+    return problem.with_parameters(**problem.tiny) if problem.tiny else problem
+
+
 def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | None, plan: BenchPlan) -> _Contender | Row:
     """Prepare a variant, compare its results with the oracle, warm it up; the finished row if that fails.
 
-    With ``exact``, the problem in float64, gradients are compared there and the timed run by its outputs.
+    With ``exact``, the small problem in float64, gradients are compared there and the timed run by its outputs.
     """
     try:
         given = instance.fresh_inputs()
@@ -210,9 +214,10 @@ def _check_in_float64(verified: Row, variant: Variant, exact: Instance, plan: Be
     tolerance = min(plan.tolerance, exact.family.float64_tolerance) * variant.tolerance_factor
     prepared = variant.bind(exact.fresh_inputs(), "float64", plan.device)
     gradient = check_gradient(replace(verified, tolerance=tolerance), prepared, exact)
+    where = f"gradients in float64 on {exact.problem.name}"
     if gradient.status != "pass":
-        return replace(verified, status=gradient.status, reason=f"gradients in float64: {gradient.reason}")
-    return replace(verified, reason=f"gradients in float64: {gradient.max_rel:.0e} of {tolerance:.0e}")
+        return replace(verified, status=gradient.status, reason=f"{where}: {gradient.reason}")
+    return replace(verified, reason=f"{where}: {gradient.max_rel:.0e} of {tolerance:.0e}")
 
 
 def _warm_up(contender: _Contender) -> None:

@@ -91,7 +91,7 @@ def test_a_float32_run_is_timed_when_its_outputs_and_its_float64_gradients_are_r
         plan = BenchPlan((Selection(FAMILY, (problem,), (variant,), case),), rounds=5, memory=False)
         (row,) = (event.row for event in bench(plan) if isinstance(event, RowFinished))
         assert row.status == status
-        assert "gradients in float64: " in row.reason
+        assert "gradients in float64 on pr101-model[batch=1]: " in row.reason
         assert (row.median_s is not None) == (status == "pass")
 
 
