@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
-from rich.text import Text
 
 from eqconv_cli import catalog
 from eqconv_cli.catalog import Parameter
 from eqconv_cli.errors import EqconvError, Unavailable, UsageError, unknown
-from eqconv_cli.report.console import err_console
 
 #: Exit codes, the same for every command.
 OK, FINDING, USAGE, NOTHING_TO_CHECK, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -132,6 +130,10 @@ def handled(command: Callable[P, int]) -> Callable[P, None]:
 
 
 def _stop(message: str, code: int, no_color: bool) -> NoReturn:
+    from rich.text import Text
+
+    from eqconv_cli.report.console import err_console
+
     err_console(no_color).print(Text(f"eqconv: {message}", style="red"))
     raise typer.Exit(code)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 FRAMEWORKS = ("numpy", "torch", "tensorflow")
 DEVICES = ("cpu", "cuda")
@@ -19,6 +18,8 @@ REMEDY = {"torch": 'pip install "eqconv[torch]"', "tensorflow": 'pip install "eq
 
 def installed_version(package: str) -> str | None:
     """The version of an installed distribution, read from its metadata; None when it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms that `eqconv --help` does without
+
     try:
         return version(package)
     except PackageNotFoundError:
