@@ -1,4 +1,4 @@
-# make verify: install into .venv and prove every variant equal to its reference. make test: the whole test suite.
+# make verify: install into .venv, build the kernels and prove every variant equal to its reference. make test: the whole test suite.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: verify test test-fast lint format bench clean
 
 verify: $(STAMP)
+	$(BIN)/eqconv build-kernels
 	$(BIN)/eqconv verify --tol 1e-5
 
 test: $(STAMP)
@@ -28,7 +29,7 @@ bench: $(STAMP)
 	$(BIN)/eqconv bench feature_steered --threads 1 --rounds 7
 
 # PyTorch first: the constraint names the CPU build, so that nothing pulls in the CUDA packages.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

@@ -65,6 +65,9 @@ class Variant:
     options: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu",)
+    #: Compiled artefacts without which it cannot run, as ``eqconv build-kernels --target`` names them; "{device}" is
+    #: the core of the device that it runs on.
+    needs: tuple[str, ...] = ()
     #: False: this variant has no backward pass, and ``why_no_gradient`` says so in the table.
     gradient: bool = True
     why_no_gradient: str = ""

@@ -84,10 +84,63 @@ class UnitStarted:
 
 
 @dataclass(frozen=True)
+class CompileStarted(UnitStarted):
+    """A compiler or linker starts, with this command."""
+
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RowFinished:
     """A row is final."""
 
     row: Row
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What one GPU kernel takes on one architecture, as the assembler counts it."""
+
+    kernel: str
+    arch: str
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+
+
+TargetStatus = Literal["built", "cached", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One target of ``eqconv build-kernels``. ``None`` means "does not apply here"."""
+
+    target: str
+    status: TargetStatus
+    reason: str = ""
+    #: The one command that mends it.
+    remedy: str = ""
+    #: From the first compiler's start to the library in the cache; for a cached one, what it took then.
+    seconds: float | None = None
+    size_bytes: int | None = None
+    path: str | None = None
+    log: str | None = None
+    compiler: str | None = None
+    arch: tuple[str, ...] = ()
+    warnings: int = 0
+    kernels: tuple[KernelUse, ...] = ()
+    #: "pass", "fail" or "skip" of ``--check``, and what it did or found.
+    check: Status | None = None
+    check_detail: str = ""
+
+
+@dataclass(frozen=True)
+class TargetFinished:
+    """A target is built, found in the cache, left out or given up."""
+
+    row: TargetRow
 
 
 @dataclass(frozen=True)
@@ -112,4 +165,4 @@ class RunFinished:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = RunStarted | UnitStarted | RowFinished | UnitFinished | Note | RunFinished
+Event = RunStarted | UnitStarted | RowFinished | TargetFinished | UnitFinished | Note | RunFinished

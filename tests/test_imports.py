@@ -17,7 +17,7 @@ ALLOWED = {
     "app": {"commands"},
     "commands": {"report", "engine", "catalog", "frameworks"},
     "report": set(),
-    "engine": {"catalog", "frameworks"},
+    "engine": {"catalog", "frameworks", "kernels"},
     "catalog": set(),
     "backends": {"catalog", "maths", "kernels", "frameworks"},
     "frameworks": set(),

@@ -18,14 +18,20 @@ def modules_after(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["bench", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["verify", "--help"], ["bench", "--help"], ["build-kernels", "--help"], ["info", "--help"]],
+)
 def test_help_imports_no_framework(arguments: list[str]) -> None:
     loaded = modules_after(f"sys.argv[1:] = {arguments!r}; from eqconv_cli.app import main; main()")
     assert "eqconv_cli.app" in loaded
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.parametrize("arguments", [["verify", "--tol", "0"], ["verify", "--device", "toaster"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify", "--tol", "0"], ["verify", "--device", "toaster"], ["build-kernels", "--target", "x"], ["nonsense"]],
+)
 def test_usage_errors_import_no_framework(arguments: list[str]) -> None:
     loaded = modules_after(f"sys.argv[1:] = {arguments!r}; from eqconv_cli.app import main; main()")
     assert not loaded & set(HEAVY)

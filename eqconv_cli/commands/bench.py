@@ -75,7 +75,7 @@ def bench(
     _check_numbers(tol=tol, time_budget=time_budget, threshold=threshold)
     sparsities = parse_sparsities(sparsity)
     common.check_stdout(json=json, csv=csv, md=md)
-    (one_device,) = _one("--device", device, common.DEVICES)
+    (one_device,) = _one("--device", device, common.TIMED_DEVICES)
     (one_dtype,) = _one("--dtype", dtype, common.DTYPES)
     files = common.file_options(mesh=mesh, graph=graph)
     if case is not None and (files or problem):

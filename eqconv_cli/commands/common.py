@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
-from eqconv_cli import catalog
+from eqconv_cli import catalog, frameworks
 from eqconv_cli.catalog import Parameter
 from eqconv_cli.errors import EqconvError, Unavailable, UsageError, unknown
 
@@ -25,7 +25,9 @@ EXIT_CODES = (
     "or nothing was left to check; 4 a fault of eqconv; 130 interrupted."
 )
 
-DEVICES = ("cpu", "cuda")
+DEVICES = frameworks.DEVICES
+#: An emulated device has no times worth a table.
+TIMED_DEVICES = tuple(device for device in DEVICES if device != "emulated")
 DTYPES = ("float32", "float64")
 
 P = ParamSpec("P")

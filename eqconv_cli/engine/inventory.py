@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from eqconv_cli import catalog, frameworks
-from eqconv_cli.engine.machine import compiler_version, gpus
+from eqconv_cli import catalog, frameworks, kernels
+from eqconv_cli.engine.machine import gpus
 from eqconv_cli.errors import EqconvError
+from eqconv_cli.kernels import targets, toolchain
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ _LIBRARIES = (
         'pip install "eqconv[peers]"',
     ),
 )
-_COMPILERS = (
-    ("g++", "torch.compile variants on the CPU", "apt-get install g++"),
-    ("nvcc", "compiling CUDA code", "pip install nvidia-cuda-nvcc"),
+_COMPILERS: tuple[tuple[str, Callable[[], toolchain.Compiler], str], ...] = (
+    ("C++", toolchain.cxx, "build-kernels; torch.compile variants on the CPU"),
+    ("CUDA", toolchain.nvcc, "build-kernels --target cuda"),
 )
 
 
@@ -75,11 +76,36 @@ def items() -> Iterator[Item]:
         here = importlib.util.find_spec(module) is not None
         version = frameworks.installed_version(name) or "present" if here else None
         yield Item(kind, name, version, enables, remedy)
-    for name, enables, remedy in _COMPILERS:
-        yield Item("compiler", name, compiler_version(name), enables, remedy)
+    for name, find, enables in _COMPILERS:
+        try:
+            found = find()
+        except toolchain.Missing as missing:
+            yield Item("compiler", name, None, enables, missing.remedy)
+        else:
+            yield Item("compiler", name, f"{found.version} ({' '.join(found.command)})", enables)
+    yield from _compiled()
     cards = gpus()
     yield Item("device", "cpu", "always there", "every variant")
     yield Item("device", "cuda", "; ".join(cards) or None, "--device cuda", "an NVIDIA GPU with its driver")
+
+
+def _compiled() -> Iterator[Item]:
+    """The parts of the compiled core: where each is, or the one command that is the next step towards it."""
+    for name in kernels.TARGETS:
+        record, path = targets.target(name), kernels.built(name)
+        yield Item("compiled", name, str(path) if path else None, record.enables, "" if path else _next_step(record))
+
+
+def _next_step(target: targets.Target) -> str:
+    try:
+        if target.framework:
+            toolchain.needed_framework(target.framework)
+        toolchain.cxx()
+        if target.tool == "nvcc":
+            toolchain.nvcc()
+    except toolchain.Missing as missing:
+        return missing.remedy
+    return f"eqconv build-kernels --target {target.name}"
 
 
 def families() -> Iterator[FamilyCount]:

@@ -41,6 +41,15 @@ class Filters:
     plugin: str | None = None
 
 
+def selected_on(variant: Variant, device: str) -> bool:
+    """Whether a device means a variant at all.
+
+    The emulated device means the variants that were written for it, and those are not asked about devices that they do
+    not name. Every other variant is, to say why not.
+    """
+    return device in variant.devices or "emulated" not in (device, *variant.devices)
+
+
 def families(names: Sequence[str]) -> tuple[Family, ...]:
     """The families of these names, or all; raises UsageError for an unknown one."""
     return tuple(catalog.family(name) for name in dict.fromkeys(names or catalog.family_names()))

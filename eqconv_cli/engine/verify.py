@@ -16,12 +16,12 @@ from functools import cache
 
 import numpy as np
 
-from eqconv_cli import frameworks
+from eqconv_cli import frameworks, kernels
 from eqconv_cli.catalog import Arrays, Check, Prepared, Problem, Variant
 from eqconv_cli.engine.checks import check_gradient, check_value, describe, downloaded, judge, tolerance_of
 from eqconv_cli.engine.comparison import compare
 from eqconv_cli.engine.oracle import Instance
-from eqconv_cli.engine.selection import Selection
+from eqconv_cli.engine.selection import Selection, selected_on
 from eqconv_cli.events import Event, Note, Part, Row, RowFinished, RunFinished, RunStarted, UnitFinished, UnitStarted
 
 
@@ -69,6 +69,7 @@ def verify(plan: VerifyPlan) -> Iterator[Event]:
         for problem in selection.problems
         for device in plan.devices
         for variant in selection.variants
+        if selected_on(variant, device)
         for dtype in plan.dtypes
     ]
     counts: Counter[str] = Counter()
@@ -148,12 +149,19 @@ def why_not(variant: Variant, problem: Problem, device: str) -> list[str]:
         reasons.append(f"{variant.algorithm} runs on {', '.join(variant.devices)}, not on {device}")
     elif not here:
         here = _missing_device(variant.framework, device)
+        if not here:
+            here = [why for target in variant.needs for why in _missing_kernels(target.format(device=device))]
     return [*reasons, *here, *variant.unavailable(problem)]
 
 
 @cache
 def _missing_device(framework: str, device: str) -> list[str]:
     return frameworks.missing_device(framework, device)
+
+
+@cache
+def _missing_kernels(target: str) -> list[str]:
+    return kernels.missing(target)
 
 
 def _tolerance(unit: _Unit, plan: VerifyPlan) -> float:

@@ -11,7 +11,8 @@ import importlib.util
 import os
 
 FRAMEWORKS = ("numpy", "torch", "tensorflow")
-DEVICES = ("cpu", "cuda")
+#: "emulated" runs the CUDA kernels on the CPU; a framework's tensors are on the CPU then.
+DEVICES = ("cpu", "cuda", "emulated")
 #: How each optional framework is installed.
 REMEDY = {"torch": 'pip install "eqconv[torch]"', "tensorflow": 'pip install "eqconv[tensorflow]"'}
 
@@ -35,12 +36,17 @@ def missing(framework: str) -> list[str]:
 
 def missing_device(framework: str, device: str) -> list[str]:
     """Why this framework cannot compute on this device; empty when it can. Imports the framework for a GPU."""
-    if device == "cpu":
+    if of_framework(device) == "cpu":
         return []
     if framework == "numpy":
         return [f"numpy computes on the cpu only, not on {device}"]
     reasons: list[str] = importlib.import_module(f"eqconv_cli.frameworks.{framework}").missing_device(device)
     return reasons
+
+
+def of_framework(device: str) -> str:
+    """The device that a framework's arrays are on: "cpu" or "cuda"."""
+    return "cpu" if device == "emulated" else device
 
 
 def limit_threads(threads: int | None) -> None:

@@ -69,7 +69,7 @@ class BoundRun:
         function: ``function(tensors) -> outputs by name``.
         arrays: the floating-point inputs by name, already in the dtype of the run.
         differentiable: the names of the inputs to differentiate.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "emulated".
         mode: how the function is executed; "function" traces it once, "xla" also compiles the trace.
     """
 

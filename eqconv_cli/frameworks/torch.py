@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from eqconv_cli.frameworks import of_framework
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -26,7 +28,7 @@ class BoundRun:
         function: ``function(tensors) -> outputs by name``.
         arrays: the floating-point inputs by name, already in the dtype of the run.
         differentiable: the names of the inputs to differentiate.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "emulated".
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class BoundRun:
         differentiable: Sequence[str],
         device: str,
     ) -> None:
-        self._function, self._device = function, torch.device(device)
+        self._function, self._device = function, torch.device(of_framework(device))
         self._differentiable = tuple(differentiable)
         self._dtype = torch.from_numpy(np.empty(0, next(iter(arrays.values())).dtype)).dtype
         self._tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}

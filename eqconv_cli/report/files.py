@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from xml.etree import ElementTree
 
 from eqconv_cli.errors import UsageError
-from eqconv_cli.events import CSV_COLUMNS, SCHEMA, Row, RunFinished
+from eqconv_cli.events import CSV_COLUMNS, SCHEMA, Row, RunFinished, TargetRow
 
 
 def report(
@@ -47,7 +47,7 @@ def report(
     return plain
 
 
-def row_object(row: Row) -> dict[str, Any]:
+def row_object(row: Row | TargetRow) -> dict[str, Any]:
     """A row without the fields that do not apply to it; a number that is not finite becomes null."""
     kept = {name: value for name, value in asdict(row).items() if value is not None and value != ()}
     plain: dict[str, Any] = _plain(kept)

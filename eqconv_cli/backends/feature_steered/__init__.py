@@ -6,6 +6,7 @@
 | inputs                       | problems.py (meshes.py, graphs.py), cases.py (published ones)     |
 | algorithms                   | numpy_algorithms.py, torch_algorithms.py, tensorflow_algorithms.py |
 | the operator                 | numpy.py, torch.py, tensorflow.py (plan.py, arguments.py, options.py) |
+| the compiled kernels         | fused.py, torch_fused.py, tensorflow_fused.py, schedule.py; cuda/feature_steered |
 | layers and the demo model    | torch_layers.py, tensorflow_layers.py, *_models.py                |
 | the choice of "auto"         | cost_model.py                                                    |
 | what must hold in any case   | invariants.py                                                    |
@@ -17,6 +18,7 @@ from typing import Literal
 
 from eqconv_cli.backends.feature_steered import cost_model
 from eqconv_cli.backends.feature_steered.cases import CASES
+from eqconv_cli.backends.feature_steered.fused import missing_kernels
 from eqconv_cli.backends.feature_steered.invariants import CHECKS
 from eqconv_cli.backends.feature_steered.problems import PROBLEMS, graph_file, mesh_file
 from eqconv_cli.backends.feature_steered.variants import VARIANTS
@@ -36,9 +38,13 @@ def cost(inputs: Arrays) -> Cost:
 
 
 def explain(inputs: Arrays) -> list[str]:
-    """What version="auto" takes for these inputs in each framework, and why."""
+    """What version="auto" takes for these inputs in each framework on the CPU, and why."""
     frameworks: tuple[Literal["numpy", "torch", "tensorflow"], ...] = ("numpy", "torch", "tensorflow")
-    choices = {framework: cost_model.choose(_sizes(inputs), framework, training=True) for framework in frameworks}
+    choices = {}
+    for framework in frameworks:
+        needed = ("cpu",) if framework == "numpy" else (framework, "cpu")
+        fused = not missing_kernels(*needed)
+        choices[framework] = cost_model.choose(_sizes(inputs), framework, training=True, fused=fused)
     return [f"auto@{framework}: {choice.version} ({choice.reason})" for framework, choice in choices.items()]
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from eqconv_cli.backends.feature_steered.options import Fused
+
 FLOATS = ("float32", "float64")
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-VERSIONS = ("auto", "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg")
+VERSIONS = ("auto", "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg", "fused")
 SEGMENT_SUMS = ("partition2d", "sorted", "unsorted")
 SOFTMAXES = ("stable", "guarded", "raw")
+ACTIVATIONS = (None, "relu")
 VALIDATIONS = ("none", "cheap", "full")
 
 
@@ -31,16 +34,26 @@ def _text(shape: Sequence[int | None]) -> str:
     return "[" + ", ".join("?" if extent is None else str(extent) for extent in shape) + "]"
 
 
-def check_choices(version: str, transform_data_first: Any, segment_sum_impl: str, softmax: str, validate: str) -> None:
+def check_choices(
+    version: Any,
+    transform_data_first: Any,
+    segment_sum_impl: str,
+    softmax: str,
+    validate: str,
+    activation: str | None = None,
+) -> None:
     """Check the options of the operator; raises ValueError naming the option, the value and what is allowed."""
+    if isinstance(version, Fused):
+        version = "fused"
     for name, value, allowed in (
         ("version", version, VERSIONS),
         ("segment_sum_impl", segment_sum_impl, SEGMENT_SUMS),
         ("softmax", softmax, SOFTMAXES),
         ("validate", validate, VALIDATIONS),
+        ("activation", activation, ACTIVATIONS),
     ):
         if value not in allowed:
-            raise ValueError(f"{name}={value!r} is unknown: allowed: {', '.join(allowed)}")
+            raise ValueError(f"{name}={value!r} is unknown: allowed: {', '.join(map(str, allowed))}")
     if transform_data_first not in (None, True, False, "edges"):
         raise ValueError(
             f"transform_data_first={transform_data_first!r} is unknown: allowed: None, True, False, 'edges'"
@@ -48,6 +61,10 @@ def check_choices(version: str, transform_data_first: Any, segment_sum_impl: str
     if transform_data_first == "edges" and version != "v1":
         raise ValueError(
             f"transform_data_first='edges' is the published order of version='v1' only, not of version={version!r}"
+        )
+    if version == "fused" and softmax == "raw":
+        raise ValueError(
+            "softmax='raw' is a published form that version='fused' does not compute: allowed: stable, guarded"
         )
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 
 #: Elements of v2's operand [V, M·F] up to which one wide product and its backward pass beat M narrow ones.
 WIDE_OPERAND = 1 << 24
+#: Floating-point operations in the time that a byte takes from the cache where features and products lie.
+FLOPS_PER_BYTE = 16.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,23 @@ def transform_first(sizes: Sizes) -> bool:
     return sizes.outputs < sizes.channels
 
 
+def fused_first(sizes: Sizes) -> bool:
+    """Whether the compiled kernels do better to multiply by W before the sum; only for C much larger than D.
+
+    Flops and gathered bytes of an edge in either order, in float32; "first" also writes and reads products [V, M·D].
+    """
+    degree = max(1.0, sizes.edges / max(1, sizes.vertices))
+    m, c, d = float(sizes.matrices), float(sizes.channels), float(sizes.outputs)
+    last = 2 * m * c / FLOPS_PER_BYTE + 4 * c
+    return last > 2 * m * d / FLOPS_PER_BYTE + 4 * m * d + 8 * m * d / degree
+
+
 def choose(
-    sizes: Sizes, framework: Literal["numpy", "torch", "tensorflow"], training: bool, compiled: bool = False
+    sizes: Sizes,
+    framework: Literal["numpy", "torch", "tensorflow"],
+    training: bool,
+    compiled: bool = False,
+    fused: bool = False,
 ) -> Choice:
     """The algorithm for a call, from the orders measured on the CPU (``benchmarks/``).
 
@@ -61,7 +78,12 @@ def choose(
         framework: whose arrays.
         training: whether a backward pass follows.
         compiled: whether PyTorch's compiler is tracing, which follows v1 only.
+        fused: whether the compiled kernels are built.
     """
+    if fused:
+        first = fused_first(sizes)
+        order = f"order {'first: C is much larger than D' if first else 'last'}"
+        return Choice("fused", first, f"the compiled kernels are built; {order}")
     first = transform_first(sizes)
     order = f"order {'first' if first else 'last'}: D={sizes.outputs} {'<' if first else '>='} C={sizes.channels}"
     if framework == "tensorflow":

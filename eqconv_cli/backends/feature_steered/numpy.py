@@ -1,16 +1,18 @@
 """Feature-steered convolution in NumPy and SciPy: the published algorithms, and the gradients in closed form.
 
 The same algorithms as in PyTorch, see :mod:`eqconv_cli.backends.feature_steered.torch_algorithms`; here they are plain
-array code, useful where no framework is installed and as a second, independent opinion.
+array code, useful where no framework is installed and as a second, independent opinion. The compiled kernels ("fused")
+are there, too, with their gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from eqconv_cli.backends.feature_steered import arguments, cost_model
+from eqconv_cli.backends.feature_steered import arguments, cost_model, fused
 from eqconv_cli.backends.feature_steered.numpy_algorithms import (
     ALGORITHMS,
     Array,
@@ -20,7 +22,7 @@ from eqconv_cli.backends.feature_steered.numpy_algorithms import (
     logit_halves,
     sparse_matrix,
 )
-from eqconv_cli.backends.feature_steered.options import resolve
+from eqconv_cli.backends.feature_steered.options import Flag, Fused, fused_on, fused_settings, resolve
 from eqconv_cli.backends.feature_steered.plan import (
     IntArray,
     NeighborhoodPlan,
@@ -34,6 +36,18 @@ from eqconv_cli.frameworks.numpy import BoundRun
 
 Features = Array | tuple[Array, Array]
 
+#: The compiled kernels' names for the gradients, and those of the operator on flat arrays.
+_NAMES = {
+    "dx": "x",
+    "dcentre": "centre",
+    "dvalues": "values",
+    "du": "var_u",
+    "dv": "var_v",
+    "dc": "var_c",
+    "dw": "var_w",
+    "db": "var_b",
+}
+
 
 def feature_steered_convolution(
     data: Features,
@@ -45,11 +59,12 @@ def feature_steered_convolution(
     var_w: Array,
     var_b: Array,
     *,
-    version: str = "auto",
+    version: str | Fused = "auto",
     transform_data_first: bool | Literal["edges"] | None = None,
     memory_efficient: bool = True,
     segment_sum_impl: str = "sorted",
     softmax: str = "stable",
+    activation: str | None = None,
     validate: str = "cheap",
 ) -> Array:
     """Feature-steered graph convolution: y_i = b + Σ_m W_mᵀ Σ_{j∈N(i)} w_ij softmax_m(u_m·x_i + v_m·x_j + c_m) x_j.
@@ -67,12 +82,15 @@ def feature_steered_convolution(
         var_c: [M].
         var_w: [M, C, D].
         var_b: [D].
-        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg", or "auto" by the cost model.
+        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg"; "fused" for the compiled kernels
+            (``eqconv build-kernels``); "auto" takes those where they are built, else what the cost model says.
         transform_data_first: multiply by W before (True) or after (False) the sum over the neighbours; None takes the
-            narrower side; "edges" is v1's published order, which multiplies at every edge.
+            narrower side (for "fused" what its cost model says); "edges" is v1's published order, which multiplies at
+            every edge.
         memory_efficient: v1, v3, sparse_matmul: add up over m one by one instead of keeping all M terms.
         segment_sum_impl: v1, pyg: "partition2d", "sorted" or "unsorted".
-        softmax: "stable", "guarded" or "raw" (plain exponentials, which overflow for large logits).
+        softmax: "stable", "guarded" or "raw" (plain exponentials, which overflow for large logits; fused has none).
+        activation: None, or "relu" to return max(y, 0); fused applies it as it writes y.
         validate: "none", "cheap" (shapes, dtypes, indices when a plan is built) or "full" (also finite values).
 
     Returns:
@@ -82,16 +100,22 @@ def feature_steered_convolution(
         TypeError: a dtype is not allowed or differs from that of ``data``.
         ValueError: a shape or an option does not fit; an entry outside ``sizes``; dense ``neighbors``.
         IndexError: an edge names a vertex that is not there.
+        Unavailable: version is "fused" and the kernels are not built.
     """
-    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate)
+    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate, activation)
     p = Parameters(var_u, var_v, var_c, var_w, var_b)
-    graph = _graph(data, neighbors, sizes, p, validate)
-    pattern = graph.pattern
-    size = cost_model.Sizes(pattern.cols, pattern.edges, var_w.shape[1], var_w.shape[2], var_w.shape[0])
+    x, centre, plan = _checked(data, neighbors, sizes, p, validate)
+    pattern: Pattern = plan.pattern
+    size = _sizes(pattern, p)
+    settings = fused_settings(version, softmax, _missing(pattern))
+    if settings is not None:
+        flags = settings.flags(transform_data_first, activation, size)
+        return _unflatten(fused.forward(x, centre, plan.values, p, pattern, settings, flags), pattern)
     version, options = resolve(
-        version, transform_data_first, memory_efficient, segment_sum_impl, softmax, size, "numpy", training=False
+        str(version), transform_data_first, memory_efficient, segment_sum_impl, softmax, size, "numpy", training=False
     )
-    return _unflatten(ALGORITHMS[version](graph, p, options), pattern)
+    y = ALGORITHMS[version](_graph(x, centre, plan), p, options)
+    return _unflatten(y if activation is None else np.maximum(y, 0), pattern)
 
 
 def feature_steered_convolution_gradients(
@@ -105,6 +129,8 @@ def feature_steered_convolution_gradients(
     var_w: Array,
     var_b: Array,
     *,
+    version: str | Fused = "auto",
+    activation: str | None = None,
     validate: str = "cheap",
 ) -> dict[str, Array]:
     """The gradients of ⟨cotangent, feature_steered_convolution(...)⟩ in closed form.
@@ -119,6 +145,8 @@ def feature_steered_convolution_gradients(
         var_c: [M].
         var_w: [M, C, D].
         var_b: [D].
+        version: "closed_form" (array code), "fused" for the compiled kernels, or "auto" for those where they are built.
+        activation: None or "relu", as there.
         validate: as there.
 
     Returns:
@@ -128,24 +156,50 @@ def feature_steered_convolution_gradients(
     Raises:
         ValueError: the cotangent has another shape than the result; else as :func:`feature_steered_convolution`.
     """
+    if not isinstance(version, Fused) and version not in ("auto", "closed_form", "fused"):
+        raise ValueError(f"version={version!r} is unknown: allowed: auto, closed_form, fused")
+    arguments.check_choices("auto", None, "sorted", "stable", validate, activation)
     p = Parameters(var_u, var_v, var_c, var_w, var_b)
-    graph = _graph(data, neighbors, sizes, p, validate)
-    pattern = graph.pattern
+    x, centre, plan = _checked(data, neighbors, sizes, p, validate)
+    pattern: Pattern = plan.pattern
     expected = (*pattern.dense_shape[:-1], var_b.shape[0])
     if cotangent.shape != expected:
         raise ValueError(f"cotangent has shape {list(cotangent.shape)}: expected {list(expected)}")
     g = _flatten(cotangent, pattern)
-    matrices, channels, _ = var_w.shape
+    settings = fused_settings(version, "stable", _missing(pattern))
+    if settings is None:
+        flat = _closed_form(g, _graph(x, centre, plan), p, activation)
+    else:
+        flags = settings.flags(False, activation, _sizes(pattern, p))
+        operands = (x, centre, plan.values, p, pattern, settings, flags)
+        y = fused.forward(*operands) if flags & Flag.RELU else None
+        flat = {_NAMES[name]: gradient for name, gradient in fused.backward(g, y, *operands).items()}
+    parameters = {name: flat[name] for name in ("values", *Parameters._fields)}
+    if isinstance(data, tuple):
+        shapes = data[0].shape, data[1].shape
+        return {"data": flat["x"].reshape(shapes[0]), "data_out": flat["centre"].reshape(shapes[1]), **parameters}
+    full = np.zeros_like(data)
+    full.reshape(-1, data.shape[-1])[_all_or(pattern.kept)] = flat["x"]
+    if "centre" in flat:
+        full[..., : pattern.dense_shape[-2], :] += _unflatten(flat["centre"], pattern)
+    return {"data": full, **parameters}
+
+
+def _closed_form(g: Array, graph: Graph, p: Parameters, activation: str | None) -> dict[str, Array]:
+    """The gradients of flat features ``x`` and ``centre``, of ``values`` and of the parameters."""
+    matrices = len(p.var_w)
+    pattern = graph.pattern
     row, col = pattern.row, pattern.col
     q = assignment(*logit_halves(graph, p, "stable"), pattern, "stable")
     weighted = graph.w[:, None] * q
-    dz = np.einsum("vd,mcd->vmc", g, var_w)
-    z = np.empty_like(dz)
+    spread = [sparse_matrix(weighted[:, m], pattern) for m in range(matrices)]
+    z = np.stack([matrix @ graph.x for matrix in spread], axis=1)
+    if activation == "relu":
+        g = np.where(np.einsum("vmc,mcd->vd", z, p.var_w) + p.var_b > 0, g, np.zeros_like(g))
+    dz = np.einsum("vd,mcd->vmc", g, p.var_w)
     dq = np.empty_like(q)
     dx = np.zeros_like(graph.x)
-    for m in range(matrices):
-        matrix = sparse_matrix(weighted[:, m], pattern)
-        z[:, m] = matrix @ graph.x
+    for m, matrix in enumerate(spread):
         dq[:, m] = np.einsum("ec,ec->e", dz[row, m], graph.x[col])
         dx += matrix.T @ dz[:, m]
     by_weight = (q * dq).sum(1)
@@ -153,12 +207,11 @@ def feature_steered_convolution_gradients(
     da, ds = np.zeros((pattern.rows, matrices), dl.dtype), np.zeros((pattern.cols, matrices), dl.dtype)
     np.add.at(da, row, dl)
     np.add.at(ds, col, dl)
-    dx += ds @ var_v.T
-    dcentre = da @ var_u.T
     values = np.zeros(pattern.given_edges, dl.dtype)
     values[_all_or(pattern.edge_of_slot)] = by_weight
-    x = data[0] if isinstance(data, tuple) else data
-    gradients = {
+    return {
+        "x": dx + ds @ p.var_v.T,
+        "centre": da @ p.var_u.T,
         "values": values,
         "var_u": graph.centre.T @ da,
         "var_v": graph.x.T @ ds,
@@ -166,13 +219,15 @@ def feature_steered_convolution_gradients(
         "var_w": np.einsum("vmc,vd->mcd", z, g),
         "var_b": g.sum(0),
     }
-    if isinstance(data, tuple):
-        return {"data": dx.reshape(x.shape), "data_out": dcentre.reshape(data[1].shape), **gradients}
-    full = np.zeros_like(x)
-    flat = full.reshape(-1, channels)
-    flat[_all_or(pattern.kept)] = dx
-    full[..., : pattern.dense_shape[-2], :] += _unflatten(dcentre, pattern)
-    return {"data": full, **gradients}
+
+
+def _missing(pattern: Pattern) -> Callable[[Fused], list[str]]:
+    return lambda settings: fused.missing(settings, pattern.rows, pattern.cols, pattern.edges)
+
+
+def _sizes(pattern: Pattern, p: Parameters) -> cost_model.Sizes:
+    matrices, channels, outputs = p.var_w.shape
+    return cost_model.Sizes(pattern.cols, pattern.edges, channels, outputs, matrices)
 
 
 def plan_neighborhood(neighbors: Any, sizes: Any = None, *, outside_sizes: OutsideSizes = "error") -> NeighborhoodPlan:
@@ -196,8 +251,27 @@ def plan_neighborhood(neighbors: Any, sizes: Any = None, *, outside_sizes: Outsi
     return NeighborhoodPlan(build_pattern(indices, shape, size_array, outside_sizes), values)
 
 
-def prepare(inputs: Arrays, dtype: str, device: str, gradients: bool = False, **options: Any) -> BoundRun:
-    """The catalog's door: plan once, then call the operator (and, if asked for, its closed-form gradients)."""
+def prepare(
+    inputs: Arrays,
+    dtype: str,
+    device: str,
+    gradients: bool = False,
+    fused: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> BoundRun:
+    """The catalog's door: plan once, then call the operator (and, if asked for, its gradients).
+
+    Args:
+        inputs: of the problem.
+        dtype: "float32" or "float64".
+        device: "cpu", or "emulated" for the compiled kernels.
+        gradients: whether there is a backward pass.
+        fused: settings of the compiled kernels, see :class:`Fused`; None runs the version that the options name.
+        **options: keyword options of :func:`feature_steered_convolution`.
+    """
+    by: str | Fused = "closed_form"
+    if fused is not None:
+        by = options["version"] = fused_on(device, fused)
     matrix = (inputs["indices"], inputs["values"], inputs["dense_shape"])
     plan = plan_neighborhood(matrix, inputs.get("sizes"))
     floats = {name: a for name, a in inputs.items() if np.issubdtype(a.dtype, np.floating)}
@@ -211,7 +285,8 @@ def prepare(inputs: Arrays, dtype: str, device: str, gradients: bool = False, **
         return {"output": feature_steered_convolution(*arguments_of(arrays), validate="none", **options)}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Arrays:
-        return feature_steered_convolution_gradients(cotangents["output"], *arguments_of(arrays), validate="none")
+        operands = arguments_of(arrays)
+        return feature_steered_convolution_gradients(cotangents["output"], *operands, version=by, validate="none")
 
     return BoundRun(forward, floats, backward if gradients else None)
 
@@ -226,8 +301,10 @@ def _integers(name: str, array: Any) -> IntArray:
     return converted
 
 
-def _graph(data: Features, neighbors: Any, sizes: Any, p: Parameters, validate: str) -> Graph:
-    """Check the arguments as asked for and flatten them."""
+def _checked(
+    data: Features, neighbors: Any, sizes: Any, p: Parameters, validate: str
+) -> tuple[Array, Array, NeighborhoodPlan]:
+    """Check the arguments as asked for; returns flat features of sources and centres, and the plan."""
     x, centre = data if isinstance(data, tuple) else (data, None)
     named = {"data": x, **p._asdict()} if centre is None else {"data": x, "data's centre part": centre, **p._asdict()}
     for name, array in named.items():
@@ -252,7 +329,11 @@ def _graph(data: Features, neighbors: Any, sizes: Any, p: Parameters, validate: 
     else:
         rows, cols = pattern.dense_shape[-2:]
         flat_centre = flat if rows == cols else x[..., :rows, :].reshape(-1, x.shape[-1])
-    return Graph(flat, flat_centre, plan.values[_all_or(pattern.edge_of_slot)], pattern)
+    return flat, flat_centre, plan
+
+
+def _graph(x: Array, centre: Array, plan: NeighborhoodPlan) -> Graph:
+    return Graph(x, centre, plan.values[_all_or(plan.pattern.edge_of_slot)], plan.pattern)
 
 
 def _check_finite(name: str, array: Array) -> None:

@@ -2,10 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import Any, Literal
 
-from eqconv_cli.backends.feature_steered.cost_model import Sizes, choose, transform_first
+from eqconv_cli.backends.feature_steered.cost_model import Sizes, choose, fused_first, transform_first
+from eqconv_cli.errors import Unavailable
+
+
+class Flag(IntFlag):
+    """``eqc_feature_steered_flags`` of ``cuda/feature_steered/feature_steered.h``."""
+
+    RELU = 1
+    FIRST = 2
+    STABLE = 4
+    DETERMINISTIC = 8
+    AVX2 = 16
+    PORTABLE = 32
+
+
+@dataclass(frozen=True)
+class Fused:
+    """``version="fused"`` with settings that no application needs; tests and benchmarks compare them.
+
+    Raises:
+        ValueError: a setting is unknown.
+    """
+
+    #: Every edge's softmax from its own logits, instead of the guarded factored form.
+    edge_softmax: bool = False
+    #: On a GPU, gradients that are the same bit for bit in every run, without asking the framework for determinism. On
+    #: the CPU they always are.
+    deterministic: bool = False
+    #: On the CPU: the widest that there are ("best"), "avx2" or "portable".
+    instructions: Literal["best", "avx2", "portable"] = "best"
+    #: None computes where the data is; "emulated" runs the CUDA kernels on the CPU.
+    core: Literal["emulated"] | None = None
+    #: Threads on the CPU; 0 takes as many as the framework does.
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("instructions", self.instructions, ("best", "avx2", "portable")),
+            ("core", self.core, (None, "emulated")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown: allowed: {', '.join(map(repr, allowed))}")
+        if self.threads < 0:
+            raise ValueError(f"threads={self.threads} is not allowed: 0 or more is needed")
+
+    def flags(self, transform_data_first: Any, activation: str | None, sizes: Sizes) -> int:
+        """What the compiled operation is told, a sum of :class:`Flag`."""
+        first = fused_first(sizes) if transform_data_first is None else transform_data_first
+        return (
+            Flag.RELU.value * (activation == "relu")
+            + Flag.FIRST.value * first
+            + Flag.STABLE.value * self.edge_softmax
+            + Flag.DETERMINISTIC.value * self.deterministic
+            + Flag.AVX2.value * (self.instructions == "avx2")
+            + Flag.PORTABLE.value * (self.instructions == "portable")
+        )
+
+
+_DEFAULT = Fused()
 
 
 @dataclass(frozen=True)
@@ -21,6 +81,33 @@ class Options:
     softmax: str
 
 
+def fused_on(device: str, settings: Mapping[str, Any]) -> Fused:
+    """The settings for a device as commands name it: "cpu", "cuda" or "emulated"."""
+    return Fused(core="emulated" if device == "emulated" else None, **settings)
+
+
+def fused_settings(version: str | Fused, softmax: str, missing: Callable[[Fused], Sequence[str]]) -> Fused | None:
+    """The settings of the compiled kernels where they are asked for, or "auto" can have them; else None.
+
+    Args:
+        version: as in :func:`feature_steered_convolution`.
+        softmax: as there; the kernels have no "raw" one.
+        missing: says why these inputs cannot be computed with such settings here; empty when they can.
+
+    Raises:
+        Unavailable: they are asked for and something is missing.
+    """
+    if version == "auto":
+        return _DEFAULT if softmax != "raw" and not missing(_DEFAULT) else None
+    if isinstance(version, str) and version != "fused":
+        return None
+    settings = version if isinstance(version, Fused) else _DEFAULT
+    reasons = missing(settings)
+    if reasons:
+        raise Unavailable("version='fused'", reasons)
+    return settings
+
+
 def resolve(
     version: str,
     transform_data_first: Any,
@@ -33,7 +120,7 @@ def resolve(
     training: bool,
     compiled: bool = False,
 ) -> tuple[str, Options]:
-    """The algorithm and its options: "auto" becomes the cost model's choice, None the narrower side.
+    """The composite algorithm and its options: "auto" becomes the cost model's choice, None the narrower side.
 
     ``gather_sum`` is v1 with fixed options (order "last", unsorted, stable), whatever the options say.
     """

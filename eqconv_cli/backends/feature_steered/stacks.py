@@ -197,7 +197,7 @@ def _forward(layers: Sequence[Layer], p: Arrays, plan: NeighborhoodPlan) -> list
                 [layer],
                 activations[-1],
                 p,
-                lambda x, *rest: feature_steered_convolution(x, plan, None, *rest, validate="none"),
+                lambda x, *rest: feature_steered_convolution(x, plan, None, *rest, version="v3", validate="none"),
                 lambda x: np.maximum(x, 0),
             )
         )
@@ -216,7 +216,8 @@ def _backward(
         dx: Array = g @ w.T
         return dx
     u, c = p[f"{name}_u"], p[f"{name}_c"]
-    d = feature_steered_convolution_gradients(g, x, plan, None, u, -u, c, w, b, validate="none")
+    operands = (g, x, plan, None, u, -u, c, w, b)
+    d = feature_steered_convolution_gradients(*operands, version="closed_form", validate="none")
     gradients[f"{name}_u"] = d["var_u"] - d["var_v"]
     gradients |= {f"{name}_c": d["var_c"], f"{name}_W": d["var_w"], f"{name}_b": d["var_b"]}
     return d["data"]

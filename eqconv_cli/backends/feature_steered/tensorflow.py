@@ -2,7 +2,8 @@
 
 Verma, Boyer, Verbeek, CVPR 2018 (the operator); tensorflow/graphics pull requests #101 (v1, v2, v3) and #155
 (sparse_matmul, gather_sum); pyg-team/pytorch_geometric ``FeaStConv`` (pyg). All are differentiable by the tape, also
-twice. Inside, features are flat: x [V, C] over all blocks, E edges in row order.
+twice. Besides them there are the compiled kernels ("fused"), differentiable once. Inside, features are flat: x [V, C]
+over all blocks, E edges in row order.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from eqconv_cli.backends.feature_steered import arguments, cost_model
-from eqconv_cli.backends.feature_steered.options import resolve
+from eqconv_cli.backends.feature_steered import arguments, cost_model, tensorflow_fused
+from eqconv_cli.backends.feature_steered.options import Fused, fused_settings, resolve
 from eqconv_cli.backends.feature_steered.tensorflow_algorithms import ALGORITHMS, Graph, Parameters
 from eqconv_cli.backends.feature_steered.tensorflow_neighbors import plan_neighborhood, planned_edges
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, extent, take
@@ -32,11 +33,12 @@ def feature_steered_convolution(
     var_w: Any,
     var_b: Any,
     *,
-    version: str = "auto",
+    version: str | Fused = "auto",
     transform_data_first: bool | Literal["edges"] | None = None,
     memory_efficient: bool = True,
     segment_sum_impl: str = "sorted",
     softmax: str = "stable",
+    activation: str | None = None,
     validate: str = "cheap",
 ) -> tf.Tensor:
     """Feature-steered graph convolution: y_i = b + Σ_m W_mᵀ Σ_{j∈N(i)} w_ij softmax_m(u_m·x_i + v_m·x_j + c_m) x_j.
@@ -57,14 +59,19 @@ def feature_steered_convolution(
         var_c: [M].
         var_w: [M, C, D].
         var_b: [D].
-        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg", or "auto" by the cost model.
+        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg"; "fused" for the compiled kernels
+            (``eqconv build-kernels``; first derivatives only; not under XLA); "auto" takes those where they are built,
+            else what the cost model says.
         transform_data_first: multiply by W before (True) or after (False) the sum over the neighbours; None takes the
-            narrower side; "edges" is v1's published order, which multiplies at every edge.
+            narrower side (for "fused" what its cost model says); "edges" is v1's published order, which multiplies at
+            every edge.
         memory_efficient: v1, v3, sparse_matmul: add up over m one by one instead of keeping all M terms.
         segment_sum_impl: v1, pyg: "partition2d", "sorted" or "unsorted".
         softmax: "stable" subtracts each edge's maximum; "guarded" factors the exponentials and recomputes the edges
             where that loses digits; "raw" is the released operator's plain exponential (v2, v3: the published
-            factored form), which overflows for large logits. v2 and v3 are factored, so "stable" means "guarded" there.
+            factored form), which overflows for large logits. v2, v3 and fused are factored, so "stable" means "guarded"
+            there; fused has no "raw".
+        activation: None, or "relu" to return max(y, 0); fused applies it as it writes y.
         validate: "none", "cheap" (shapes, dtypes, indices when a plan is built) or "full" (also that every value is
             finite).
 
@@ -76,6 +83,7 @@ def feature_steered_convolution(
         ValueError: a shape or an option does not fit; an entry outside ``sizes``; dense ``neighbors``.
         IndexError: an edge names a vertex that is not there.
         tf.errors.InvalidArgumentError: the same faults where only the run of a traced function shows them.
+        Unavailable: version is "fused" and the kernels are not built for this device, or XLA is compiling.
 
     Example:
         >>> import tensorflow as tf
@@ -87,7 +95,7 @@ def feature_steered_convolution(
         >>> [round(float(row), 4) for row in y[:, 0]]
         [4.6, 4.6, 4.6]
     """
-    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate)
+    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate, activation)
     x, centre = (tf.convert_to_tensor(part) for part in data) if isinstance(data, tuple) else (data, None)
     x = tf.convert_to_tensor(x)
     parameters = Parameters(*(tf.convert_to_tensor(p) for p in (var_u, var_v, var_c, var_w, var_b)))
@@ -107,24 +115,30 @@ def feature_steered_convolution(
         if checks:
             with tf.control_dependencies(checks):
                 x, parameters = tf.identity(x), Parameters(*(tf.identity(p) for p in parameters))
+    flat = _flatten(x, edges)
+    centres = _flat_centres(x, centre, flat, edges)
+    size = _sizes(edges, parameters)
+    fused = fused_settings(
+        version, softmax, lambda settings: tensorflow_fused.missing(settings, x.device, plan.pattern)
+    )
+    if fused is not None:
+        own = None if centres is flat else centres
+        flags = fused.flags(transform_data_first, activation, size)
+        y = tensorflow_fused.convolve(flat, own, plan.values, parameters, plan.pattern, fused, flags)
+        return _unflatten(y, edges)
     version, options = resolve(
-        version,
+        str(version),
         transform_data_first,
         memory_efficient,
         segment_sum_impl,
         softmax,
-        _sizes(edges, parameters),
+        size,
         "tensorflow",
         training=True,
     )
-    flat = _flatten(x, edges)
-    graph = Graph(
-        x=flat,
-        centre=_flat_centres(x, centre, flat, edges),
-        w=plan.values if edges.edge_of_slot is None else take(plan.values, edges.edge_of_slot),
-        edges=edges,
-    )
-    return _unflatten(ALGORITHMS[version](graph, parameters, options), edges)
+    w = plan.values if edges.edge_of_slot is None else take(plan.values, edges.edge_of_slot)
+    y = ALGORITHMS[version](Graph(flat, centres, w, edges), parameters, options)
+    return _unflatten(y if activation is None else tf.nn.relu(y), edges)
 
 
 def _sizes(edges: Edges, p: Parameters) -> cost_model.Sizes:
@@ -141,7 +155,8 @@ def _sizes(edges: Edges, p: Parameters) -> cost_model.Sizes:
 
 def _flatten(x: tf.Tensor, edges: Edges) -> tf.Tensor:
     """The kept vertices of all blocks [cols, C]."""
-    flat = tf.reshape(x, [edges.blocks * edges.extents[-1], extent(x, -1)])
+    # In eager mode an operation that does nothing costs as much as a small graph.
+    flat = x if _is_matrix(x) else tf.reshape(x, [edges.blocks * edges.extents[-1], extent(x, -1)])
     return flat if edges.kept is None else take(flat, edges.kept)
 
 
@@ -161,7 +176,14 @@ def _unflatten(y: tf.Tensor, edges: Edges) -> tf.Tensor:
     if edges.kept is not None:
         shape = tf.stack([tf.cast(n, edges.kept.dtype) for n in (edges.blocks * edges.extents[-2], outputs)])
         y = tf.scatter_nd(edges.kept[:, None], y, shape)
+    if len(edges.extents) == 2 and _is_matrix(y):
+        return y
     return tf.reshape(y, [*edges.extents[:-1], outputs])
+
+
+def _is_matrix(tensor: tf.Tensor) -> bool:
+    """Whether the tensor is known to have two dimensions of known length."""
+    return tensor.shape.rank == 2 and tensor.shape.is_fully_defined()
 
 
 # Checks.

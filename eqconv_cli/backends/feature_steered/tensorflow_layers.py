@@ -33,6 +33,7 @@ OPERATOR_OPTIONS: Mapping[str, Any] = {
     "memory_efficient": True,
     "segment_sum_impl": "sorted",
     "softmax": "stable",
+    "activation": None,
 }
 
 
@@ -48,7 +49,8 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         operator["transform_data_first"],
         operator["segment_sum_impl"],
         operator["softmax"],
-        validate="cheap",
+        "cheap",
+        operator["activation"],
     )
     return operator, {name: value for name, value in options.items() if name not in OPERATOR_OPTIONS}
 
@@ -112,8 +114,8 @@ class FeatureSteeredConvolution(TakesNeighbors, keras.layers.Layer):  # type: ig
             u gets the gradient of both. Otherwise v is a parameter.
         initializer: of every parameter, the bias too; default truncated normal with deviation 0.1. A fixed seed is
             counted up from one parameter to the next, so that u and v differ.
-        **options: ``version``, ``transform_data_first``, ``memory_efficient``, ``segment_sum_impl``, ``softmax`` of
-            :func:`feature_steered_convolution`, and the options of every Keras layer.
+        **options: ``version``, ``transform_data_first``, ``memory_efficient``, ``segment_sum_impl``, ``softmax``,
+            ``activation`` of :func:`feature_steered_convolution`, and the options of every Keras layer.
 
     Attributes:
         var_u [C, M], var_v [C, M] (unless translation-invariant), var_c [M], var_w [M, C, D], var_b [D]: the

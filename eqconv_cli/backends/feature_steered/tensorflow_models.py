@@ -47,7 +47,9 @@ class MeshSegmentation(TakesNeighbors, keras.Model):  # type: ignore[misc]
         self.num_classes, self.num_weight_matrices, self.operator = num_classes, num_weight_matrices, operator
         self.embed = keras.layers.Dense(EMBEDDED, dtype=self.dtype_policy)
         self.convolutions = [
-            FeatureSteeredConvolution(num_weight_matrices, outputs, dtype=self.dtype_policy, **operator)
+            FeatureSteeredConvolution(
+                num_weight_matrices, outputs, dtype=self.dtype_policy, **{**operator, "activation": "relu"}
+            )
             for outputs in CONVOLVED
         ]
         self.hidden = keras.layers.Dense(HIDDEN, activation="relu", dtype=self.dtype_policy)
@@ -79,7 +81,7 @@ class MeshSegmentation(TakesNeighbors, keras.Model):  # type: ignore[misc]
         # A linear layer's gradient multiplies rows of zeros with the padding, which may hold NaN.
         x = self.embed(data if real is None else tf.where(real, data, tf.zeros_like(data)))
         for convolution in self.convolutions:
-            x = tf.nn.relu(convolution(x, plan))
+            x = convolution(x, plan)
         logits = self.classify(self.hidden(x))
         return logits if real is None else tf.where(real, logits, tf.zeros_like(logits))
 

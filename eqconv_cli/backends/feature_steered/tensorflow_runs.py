@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from eqconv_cli.backends.feature_steered.options import fused_on
 from eqconv_cli.backends.feature_steered.plan import Coo
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import edges_of
@@ -20,7 +21,12 @@ DIFFERENTIABLE = ("data", "data_out", "values", *PARAMETERS)
 
 
 def prepare(
-    inputs: Mapping[str, npt.NDArray[Any]], dtype: str, device: str, mode: Mode = "eager", **options: Any
+    inputs: Mapping[str, npt.NDArray[Any]],
+    dtype: str,
+    device: str,
+    mode: Mode = "eager",
+    fused: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> BoundRun:
     """The operator on one problem; the plan is built and uploaded here, once.
 
@@ -28,10 +34,13 @@ def prepare(
         inputs: ``data``, optional ``data_out``, ``values``, ``indices``, ``dense_shape``, optional ``sizes``,
             ``var_u``, ``var_v``, ``var_c``, ``var_w``, ``var_b``.
         dtype: "float32" or "float64", the dtype of the run.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", or "emulated" for the compiled kernels.
         mode: "eager", "function" or "xla".
+        fused: settings of the compiled kernels, see :class:`Fused`; None runs the version that the options name.
         options: keyword options of :func:`feature_steered_convolution`.
     """
+    if fused is not None:
+        options["version"] = fused_on(device, fused)
     arrays = {name: inputs[name].astype(dtype, copy=False) for name in DIFFERENTIABLE if name in inputs}
     plan = plan_neighborhood(Coo(inputs["indices"], arrays["values"], inputs["dense_shape"]), inputs.get("sizes"))
     edges_of(plan.pattern, "/GPU:0" if device == "cuda" else "/CPU:0")

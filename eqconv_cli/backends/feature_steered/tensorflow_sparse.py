@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import tensorflow as tf
@@ -42,16 +43,25 @@ def extent(tensor: tf.Tensor, axis: int) -> Extent:
 
 def edges_of(pattern: Pattern, device: str) -> Edges:
     """The pattern on a device ("" = where TensorFlow puts new tensors); converted at the first call, then kept."""
-    # Outside any function that is being traced: the tensors outlive it.
-    with tf.init_scope():
-        spec = tf.DeviceSpec.from_string(device or tf.zeros([]).device)
-        name = f"/{spec.device_type}:{spec.device_index or 0}"
-        key = ("tensorflow", name)
-        if key not in pattern.copies:
-            with tf.device(name):
-                pattern.copies[key] = _upload(pattern)
-    edges: Edges = pattern.copies[key]
+    found = pattern.copies.get(("tensorflow", device_name(device))) if device else None
+    if found is None:
+        # Outside any function that is being traced: the tensors outlive it.
+        with tf.init_scope():
+            name = device_name(device or tf.zeros([]).device)
+            key = ("tensorflow", name)
+            if key not in pattern.copies:
+                with tf.device(name):
+                    pattern.copies[key] = _upload(pattern)
+            found = pattern.copies[key]
+    edges: Edges = found
     return edges
+
+
+@cache
+def device_name(device: str) -> str:
+    """The kind and number of a device: "/CPU:0" for what TensorFlow writes with job, replica and task."""
+    spec = tf.DeviceSpec.from_string(device)
+    return f"/{spec.device_type}:{spec.device_index or 0}"
 
 
 def _upload(pattern: Pattern) -> Edges:

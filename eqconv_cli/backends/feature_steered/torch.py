@@ -2,7 +2,8 @@
 
 Verma, Boyer, Verbeek, CVPR 2018 (the operator); tensorflow/graphics pull requests #101 (v1, v2, v3) and #155
 (sparse_matmul, gather_sum); pyg-team/pytorch_geometric ``FeaStConv`` (pyg). All are differentiable by autograd, also
-twice. Inside, features are flat: x [V, C] over all blocks, E edges in row order.
+twice. Besides them there are the compiled kernels ("fused"), differentiable once. Inside, features are flat: x [V, C]
+over all blocks, E edges in row order.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqconv_cli.backends.feature_steered import arguments, cost_model
-from eqconv_cli.backends.feature_steered.options import resolve
+from eqconv_cli.backends.feature_steered import arguments, cost_model, torch_fused
+from eqconv_cli.backends.feature_steered.options import Fused, fused_settings, resolve
 from eqconv_cli.backends.feature_steered.plan import (
     IntArray,
     NeighborhoodPlan,
@@ -42,11 +43,12 @@ def feature_steered_convolution(
     var_w: Tensor,
     var_b: Tensor,
     *,
-    version: str = "auto",
+    version: str | Fused = "auto",
     transform_data_first: bool | Literal["edges"] | None = None,
     memory_efficient: bool = True,
     segment_sum_impl: str = "sorted",
     softmax: str = "stable",
+    activation: str | None = None,
     validate: str = "cheap",
 ) -> Tensor:
     """Feature-steered graph convolution: y_i = b + Σ_m W_mᵀ Σ_{j∈N(i)} w_ij softmax_m(u_m·x_i + v_m·x_j + c_m) x_j.
@@ -64,14 +66,19 @@ def feature_steered_convolution(
         var_c: [M].
         var_w: [M, C, D].
         var_b: [D].
-        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg", or "auto" by the cost model.
+        version: the algorithm: "v1", "v2", "v3", "gather_sum", "sparse_matmul", "pyg"; "fused" for the compiled kernels
+            (``eqconv build-kernels``; first derivatives only; under autocast they compute in float32); "auto" takes
+            those where they are built, else what the cost model says.
         transform_data_first: multiply by W before (True) or after (False) the sum over the neighbours; None takes the
-            narrower side; "edges" is v1's published order, which multiplies at every edge.
+            narrower side (for "fused" what its cost model says); "edges" is v1's published order, which multiplies at
+            every edge.
         memory_efficient: v1, v3, sparse_matmul: add up over m one by one instead of keeping all M terms.
         segment_sum_impl: v1, pyg: "partition2d", "sorted" or "unsorted".
         softmax: "stable" subtracts each edge's maximum; "guarded" factors the exponentials and recomputes the edges
             where that loses digits; "raw" is the released operator's plain exponential (v2, v3: the published
-            factored form), which overflows for large logits. v2 and v3 are factored, so "stable" means "guarded" there.
+            factored form), which overflows for large logits. v2, v3 and fused are factored, so "stable" means "guarded"
+            there; fused has no "raw".
+        activation: None, or "relu" to return max(y, 0); fused applies it as it writes y.
         validate: "none", "cheap" (shapes, dtypes, indices when a plan is built) or "full" (also that every value is
             finite).
 
@@ -82,6 +89,7 @@ def feature_steered_convolution(
         TypeError: a dtype is not allowed or differs from that of ``data``.
         ValueError: a shape or an option does not fit; an entry outside ``sizes``; dense ``neighbors``.
         IndexError: an edge names a vertex that is not there.
+        Unavailable: version is "fused" and the kernels are not built for this device.
 
     Example:
         >>> import torch
@@ -93,37 +101,47 @@ def feature_steered_convolution(
         ... )[:, 0]
         tensor([4.6000, 4.6000, 4.6000], dtype=torch.float64)
     """
-    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate)
+    arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate, activation)
     x, centre = data if isinstance(data, tuple) else (data, None)
     parameters = Parameters(var_u, var_v, var_c, var_w, var_b)
-    _check_tensors(x, centre, parameters, validate)
+    _check_places(x, centre, parameters)
     plan = plan_neighborhood(neighbors, sizes)
+    pattern: Pattern = plan.pattern
+    extents = (pattern.rows, pattern.cols, pattern.edges)
+    fused = fused_settings(version, softmax, lambda settings: torch_fused.missing(settings, x.device.type, *extents))
+    if fused is not None and torch.is_autocast_enabled(x.device.type):
+        x, centre = _widened(x), None if centre is None else _widened(centre)
+        parameters = Parameters(*(_widened(p) for p in parameters))
+        plan = plan.with_values(_widened(plan.values))
     if validate != "none":
+        arguments.check_data("data", _operand(x))
+        arguments.check_parameters(_operand(x), *(_operand(p) for p in parameters))
         _check_neighbors(plan, x, centre)
         if validate == "full":
             _check_finite(x, centre, plan.values, parameters)
-    pattern: Pattern = plan.pattern
     edges = edges_of(pattern, x.device)
+    flat = _flatten(x, edges)
+    centres = _flat_centres(x, centre, flat, pattern)
+    size = _sizes(edges, parameters)
+    if fused is not None:
+        own = None if centres is flat else centres
+        flags = fused.flags(transform_data_first, activation, size)
+        y = torch_fused.convolve(flat, own, plan.values, parameters, pattern, fused, flags)
+        return _unflatten(y, pattern, edges)
     version, options = resolve(
-        version,
+        str(version),
         transform_data_first,
         memory_efficient,
         segment_sum_impl,
         softmax,
-        _sizes(edges, parameters),
+        size,
         "torch",
         training=torch.is_grad_enabled() and any(t.requires_grad for t in (x, plan.values, *parameters)),
         compiled=torch.compiler.is_compiling(),
     )
-    flat = _flatten(x, edges)
-    graph = Graph(
-        x=flat,
-        centre=_flat_centres(x, centre, flat, pattern),
-        w=plan.values if edges.edge_of_slot is None else plan.values[edges.edge_of_slot],
-        edges=edges,
-    )
-    y = ALGORITHMS[version](graph, parameters, options)
-    return _unflatten(y, pattern, edges)
+    w = plan.values if edges.edge_of_slot is None else plan.values[edges.edge_of_slot]
+    y = ALGORITHMS[version](Graph(flat, centres, w, edges), parameters, options)
+    return _unflatten(y if activation is None else torch.relu(y), pattern, edges)
 
 
 def plan_neighborhood(neighbors: Any, sizes: Any = None, *, outside_sizes: OutsideSizes = "error") -> NeighborhoodPlan:
@@ -223,7 +241,7 @@ def _operand(tensor: Tensor) -> arguments.Operand:
     return arguments.Operand(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _check_tensors(x: Tensor, centre: Tensor | None, parameters: Parameters, validate: str) -> None:
+def _check_places(x: Tensor, centre: Tensor | None, parameters: Parameters) -> None:
     named = {"data": x, **parameters._asdict()}
     if centre is not None:
         named["data's centre part"] = centre
@@ -232,10 +250,11 @@ def _check_tensors(x: Tensor, centre: Tensor | None, parameters: Parameters, val
             raise TypeError(f"{name} is a {type(tensor).__name__}: expected a torch.Tensor")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} but data is on {x.device}: they must be equal")
-    if validate == "none":
-        return
-    arguments.check_data("data", _operand(x))
-    arguments.check_parameters(_operand(x), *(_operand(p) for p in parameters))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """As autocast gives it to an operator that computes in float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _check_neighbors(plan: NeighborhoodPlan, x: Tensor, centre: Tensor | None) -> None:

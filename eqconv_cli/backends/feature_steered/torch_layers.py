@@ -33,10 +33,16 @@ class OperatorOptions(TypedDict, total=False):
     memory_efficient: bool
     segment_sum_impl: str
     softmax: str
+    activation: str | None
 
 
 _DEFAULTS = OperatorOptions(
-    version="auto", transform_data_first=None, memory_efficient=True, segment_sum_impl="sorted", softmax="stable"
+    version="auto",
+    transform_data_first=None,
+    memory_efficient=True,
+    segment_sum_impl="sorted",
+    softmax="stable",
+    activation=None,
 )
 
 
@@ -63,8 +69,8 @@ class FeatureSteeredConvolution(nn.Module):
         in_channels: C; None takes it from the data at the first call. Until then the parameters have no shape
             (``torch.nn.parameter.UninitializedParameter``); ``state_dict``, ``load_state_dict`` and ``copy`` work.
         device, dtype: of the parameters.
-        **operator: ``version``, ``transform_data_first``, ``memory_efficient``, ``segment_sum_impl``, ``softmax`` of
-            :func:`feature_steered_convolution`.
+        **operator: ``version``, ``transform_data_first``, ``memory_efficient``, ``segment_sum_impl``, ``softmax``,
+            ``activation`` of :func:`feature_steered_convolution`.
 
     Attributes:
         var_u [C, M], var_v [C, M] (unless translation-invariant), var_c [M], var_w [M, C, D], var_b [D]: the
@@ -303,6 +309,7 @@ def _checked(operator: OperatorOptions) -> OperatorOptions:
         options["transform_data_first"],
         options["segment_sum_impl"],
         options["softmax"],
-        validate="cheap",
+        "cheap",
+        options["activation"],
     )
     return options

@@ -49,6 +49,7 @@ class MeshSegmentation(nn.Module):
         check_positive("num_classes", num_classes)
         check_positive("in_channels", in_channels)
         self.embed = nn.Linear(in_channels, CHANNELS[0])
+        operator["activation"] = "relu"
         self.convolutions = nn.ModuleList(
             FeatureSteeredConvolution(num_weight_matrices, outputs, in_channels=inputs, **operator)
             for inputs, outputs in pairwise(CHANNELS)
@@ -74,7 +75,7 @@ class MeshSegmentation(nn.Module):
             data = data.masked_fill(padding, 0.0)
         x = self.embed(data)
         for convolution in self.convolutions:
-            x = relu(convolution(x, plan))
+            x = convolution(x, plan)
         logits: Tensor = self.classify(relu(self.hidden(x)))
         return logits if padding is None else logits.masked_fill(padding, 0.0)
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from eqconv_cli.backends.feature_steered.options import fused_on
 from eqconv_cli.backends.feature_steered.plan import Coo
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_sparse import edges_of
+from eqconv_cli.frameworks import of_framework
 from eqconv_cli.frameworks.torch import BoundRun, Tensors
 
 PARAMETERS = ("var_u", "var_v", "var_c", "var_w", "var_b")
@@ -19,7 +21,12 @@ DIFFERENTIABLE = ("data", "data_out", "values", *PARAMETERS)
 
 
 def prepare(
-    inputs: Mapping[str, np.ndarray], dtype: str, device: str, compiled: bool = False, **options: Any
+    inputs: Mapping[str, np.ndarray],
+    dtype: str,
+    device: str,
+    compiled: bool = False,
+    fused: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> BoundRun:
     """Bind the operator to one problem's arrays.
 
@@ -27,8 +34,9 @@ def prepare(
         inputs: ``data`` [A1..An, Vi, C], optional ``data_out`` [A1..An, Vo, C], ``indices`` [E, n+2], ``values`` [E],
             ``dense_shape`` [n+2], optional ``sizes`` [A1..An], ``var_u``, ``var_v``, ``var_c``, ``var_w``, ``var_b``.
         dtype: "float32" or "float64"; the floating-point inputs are converted to it.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", or "emulated" for the compiled kernels.
         compiled: run through ``torch.compile``, which compiles at the first run and again at the first gradient.
+        fused: settings of the compiled kernels, see :class:`Fused`; None runs the version that the options name.
         **options: keyword options of :func:`feature_steered_convolution`.
 
     Returns:
@@ -37,11 +45,13 @@ def prepare(
     Raises:
         TypeError, ValueError, IndexError: see :func:`feature_steered_convolution`.
     """
+    if fused is not None:
+        options["version"] = fused_on(device, fused)
     names = tuple(name for name in DIFFERENTIABLE if name in inputs)
     arrays = {name: inputs[name].astype(dtype, copy=False) for name in names}
     neighbors = Coo(inputs["indices"], arrays["values"], inputs["dense_shape"])
     plan = plan_neighborhood(neighbors, inputs.get("sizes"))
-    edges_of(plan.pattern, torch.device(device))
+    edges_of(plan.pattern, torch.device(of_framework(device)))
     paired = "data_out" in inputs
 
     def convolve(tensors: Tensors) -> Tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ SOURCES = {
     "pyg": "pyg-team/pytorch_geometric FeaStConv",
     "auto": "the cost model",
     "closed_form": "Verma, Boyer, Verbeek, CVPR 2018, differentiated by hand",
+    "fused": "cuda/feature_steered",
 }
 _NO_AUTOGRAD = "values only: NumPy does not differentiate, closed_form@numpy has the gradients"
 _RAW_OVERFLOWS = "the plain (published) exponentials overflow or lose all digits here; that is why there are others"
@@ -106,11 +107,49 @@ def _compiled() -> Iterator[Variant]:
     yield variant("torch", "v1", order="last", segment_sum="unsorted", mode="compile", slow=True)
 
 
+def _fused_variant(
+    framework: str,
+    *options: str,
+    devices: tuple[str, ...] = (),
+    settings: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    slow: bool = False,
+) -> Variant:
+    """The record of the compiled kernels; ``settings`` as in ``Fused``, ``arguments`` for ``prepare``."""
+    every = ("cpu", "emulated") if framework == "numpy" else ("cpu", "cuda", "emulated")
+    gradients = {"gradients": True} if framework == "numpy" else {}
+    return Variant(
+        algorithm="fused",
+        framework=framework,
+        prepare=PREPARE[framework],
+        options=options,
+        arguments={"fused": settings or {}, **gradients, **(arguments or {})},
+        devices=devices or every,
+        needs=("{device}",) if framework == "numpy" else (framework, "{device}"),
+        slow=slow,
+        source=SOURCES["fused"],
+    )
+
+
+def _fused() -> Iterator[Variant]:
+    on_gpu = {"numpy": ("emulated",), "torch": ("cuda", "emulated"), "tensorflow": ("cuda", "emulated")}
+    for framework in ("numpy", "torch", "tensorflow"):
+        yield _fused_variant(framework)
+        for order in ("last", "first"):
+            yield _fused_variant(framework, order, arguments={"transform_data_first": ORDERS[order]})
+        yield _fused_variant(framework, "stable", settings={"edge_softmax": True})
+        yield _fused_variant(framework, "deterministic", settings={"deterministic": True}, devices=on_gpu[framework])
+    for instructions in ("avx2", "portable"):
+        yield _fused_variant("numpy", instructions, settings={"instructions": instructions}, devices=("cpu",))
+    yield _fused_variant("torch", "compile", arguments={"compiled": True}, devices=("cpu", "cuda"), slow=True)
+    yield _fused_variant("tensorflow", "function", arguments={"mode": "function"}, devices=("cpu", "cuda"))
+
+
 CLOSED_FORM = Variant(
     algorithm="closed_form",
     framework="numpy",
     prepare=PREPARE["numpy"],
-    arguments={"gradients": True},
+    arguments={"gradients": True, "version": "v3"},
     source=SOURCES["closed_form"],
 )
 
@@ -118,6 +157,9 @@ CLOSED_FORM = Variant(
 _HEADLINES = frozenset(
     [
         "closed_form@numpy",
+        "fused@numpy",
+        "fused@torch",
+        "fused@tensorflow",
         "v1+unsorted+last+compile@torch",
         "v1+unsorted+last+xla@tensorflow",
         "v1+sorted+last+function@tensorflow",
@@ -134,5 +176,6 @@ _ALL = (
     *_on_every_framework("torch"),
     *_on_every_framework("tensorflow"),
     *_compiled(),
+    *_fused(),
 )
 VARIANTS = tuple(replace(v, headline=v.name in _HEADLINES) for v in _ALL)

@@ -1,0 +1,241 @@
+"""The compiled kernels as PyTorch operators: loading, fake kernels, gradients, autocast, and the call itself."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+from eqconv_cli import kernels
+from eqconv_cli.backends.feature_steered import schedule
+from eqconv_cli.backends.feature_steered.fused import GRADIENTS, missing_kernels
+from eqconv_cli.backends.feature_steered.options import Flag, Fused
+from eqconv_cli.backends.feature_steered.plan import Pattern
+from eqconv_cli.errors import Unavailable
+
+_FORWARD = "eqconv::feature_steered_forward"
+_BACKWARD = "eqconv::feature_steered_backward"
+_SECOND_ORDER = (
+    "version='fused' has first derivatives only: take another version of feature_steered_convolution, for example "
+    "'v2', to differentiate twice"
+)
+_NO_FORWARD_MODE = (
+    "version='fused' has no forward-mode derivative, and neither have the others: use reverse mode (backward)"
+)
+_NO_VMAP = "version='fused' is not vectorised by torch.vmap: give data its batch dimensions [A1, ..., An, V, C] instead"
+
+#: Plain numbers, for the arithmetic of enumerations takes longer than a small graph.
+_RELU, _DETERMINISTIC = int(Flag.RELU), int(Flag.DETERMINISTIC)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A packed pattern on one device; ``sizes`` as in :class:`Packed`."""
+
+    words: Tensor
+    sizes: tuple[int, int, int, int, int]
+    parts: int
+
+
+def _constant(function: F) -> F:
+    """A function that a compiler calls while it traces, to take the result for a constant."""
+    return cast(F, torch.compiler.assume_constant_result(function))
+
+
+@_constant
+def missing(settings: Fused, device_type: str, rows: int, cols: int, edges: int) -> list[str]:
+    """Why the compiled kernels cannot compute this on such a device; empty when they can."""
+    if device_type not in ("cpu", "cuda"):
+        return [f"data is on a device of type {device_type}: the compiled kernels compute on cpu and cuda"]
+    if settings.core == "emulated" and device_type != "cpu":
+        return [f"the emulated device computes on tensors of the cpu, not of {device_type}"]
+    return [*missing_kernels("torch", settings.core or device_type), *schedule.too_large(rows, cols, edges)]
+
+
+def convolve(
+    x: Tensor,
+    centre: Tensor | None,
+    values: Tensor,
+    parameters: Sequence[Tensor],
+    pattern: Pattern,
+    settings: Fused,
+    flags: int,
+) -> Tensor:
+    """The result [rows, D], differentiable once.
+
+    Args:
+        x: features of the sources [cols, C].
+        centre: features of the centres [rows, C]; None when centre i is column i.
+        values: weights of the edges in the caller's order.
+        parameters: u, v, c, W, b.
+        pattern: the plan's.
+        settings: where and how to compute.
+        flags: what to compute.
+
+    Raises:
+        Unavailable: the kernels are not built.
+        RuntimeError: shapes, dtypes or devices do not fit.
+    """
+    inputs = (x, values, *parameters) if centre is None else (x, centre, values, *parameters)
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    if x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        flags |= _DETERMINISTIC
+    place = settings.core or x.device.type
+    parts = schedule.parts_for(place, training, flags & _DETERMINISTIC != 0)
+    if torch.compiler.is_compiling():
+        words, sizes = _words(pattern, x.device, place, parts), _sizes(pattern, x.device, place, parts)
+        operator = torch.ops.eqconv.feature_steered_forward.default
+        return operator(x, centre, values, *parameters, words, *sizes, flags, settings.threads, settings.core or "")
+    operator = _operator(place)
+    packed = _packed(pattern, x.device, parts)
+    arguments = (
+        *(x, centre, values, *parameters, packed.words, *packed.sizes),
+        *(flags, settings.threads, settings.core or ""),
+    )
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+        raise NotImplementedError(_NO_FORWARD_MODE)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return cast(Tensor, operator(*arguments))
+    # What is registered for the operator's gradient is Python code that costs more than a small graph, the more when
+    # something is recorded. Outside compilers and transforms it is not needed.
+    if training:
+        return cast(Tensor, _Recorded.apply(operator, *arguments))
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast(Tensor, operator(*arguments))
+
+
+class _Recorded(torch.autograd.Function):
+    """The operator with its registered gradient, at a fraction of the cost."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, *arguments: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            y = cast(Tensor, operator(*arguments))
+        _setup_context(ctx, arguments, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_gradients(ctx, cotangents[0], ctx.needs_input_grad[1:]))
+
+
+def _packed(pattern: Pattern, device: torch.device, parts: int) -> PackedTensor:
+    key = ("torch fused", device)
+    found: PackedTensor | None = pattern.copies.get(key)
+    if found is not None and not parts & ~found.parts:
+        return found
+
+    def upload(made: schedule.Packed) -> PackedTensor:
+        # The tensor outlives an export that traces with fake tensors, and inference mode.
+        with _disable_current_modes(), torch.inference_mode(False):
+            return PackedTensor(torch.from_numpy(made.words).to(device), made.sizes, made.parts)
+
+    return schedule.packed(pattern, key, parts, upload)
+
+
+@_constant
+def _words(pattern: Pattern, device: torch.device, place: str, parts: int) -> Tensor:
+    _operator(place)
+    return _packed(pattern, device, parts).words
+
+
+@_constant
+def _sizes(pattern: Pattern, device: torch.device, place: str, parts: int) -> tuple[int, ...]:
+    return _packed(pattern, device, parts).sizes
+
+
+@cache
+def _operator(place: str) -> Any:
+    """The forward operator, with the core of a place behind it.
+
+    Raises:
+        Unavailable: the operators or the core are not built, or do not load.
+    """
+    library = _library()
+    reasons = missing_kernels(place)
+    if reasons:
+        raise Unavailable(f"version='fused' on {place}", reasons)
+    if library.eqc_open_core(place.encode(), str(kernels.built(place)).encode()):
+        raise Unavailable(f"version='fused' on {place}", [library.eqc_open_core_error().decode()])
+    return torch.ops.eqconv.feature_steered_forward.default
+
+
+@cache
+def _library() -> Any:
+    """The operators, loaded and registered."""
+    reasons = missing_kernels("torch")
+    if reasons:
+        raise Unavailable("version='fused' in PyTorch", reasons)
+    path = str(kernels.built("torch"))
+    torch.ops.load_library(path)
+    _register()
+    library = ctypes.CDLL(path)
+    library.eqc_open_core.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    library.eqc_open_core_error.restype = ctypes.c_char_p
+    return library
+
+
+def _register() -> None:
+    torch.library.register_fake(_FORWARD, _fake_forward)
+    torch.library.register_fake(_BACKWARD, _fake_backward)
+    torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
+    torch.library.register_autograd(_BACKWARD, _refuse_second_order)
+    for operator in (_FORWARD, _BACKWARD):
+        torch.library.register_vmap(operator, _refuse_vmap)
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(operator, device, torch.float32)
+
+
+def _fake_forward(x: Tensor, centre: Tensor | None, values: Tensor, *rest: Any) -> Tensor:
+    _, _, _, w, _, _, rows = rest[:7]
+    return x.new_empty(rows, w.shape[2])
+
+
+def _fake_backward(dy: Tensor, y: Tensor | None, x: Tensor, centre: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    values, u, v, c, w = rest[:5]
+    wanted = rest[-4]
+    like = (x, x if centre is None else centre, values, u, v, c, w)
+    shapes = [*(t.shape for t in like), (w.shape[2],)]
+    return tuple(x.new_empty(shape if wanted >> bit & 1 else (0,)) for bit, shape in enumerate(shapes))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, centre, values, u, v, c, w, _, words, *numbers = inputs
+    ctx.sizes, (ctx.flags, ctx.threads, ctx.core) = numbers[:5], numbers[5:]
+    ctx.save_for_backward(x, centre, values, u, v, c, w, words, output if ctx.flags & _RELU else None)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, dy, ctx.needs_input_grad)
+
+
+def _gradients(ctx: Any, dy: Tensor, needs_input_grad: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    *tensors, words, y = ctx.saved_tensors
+    needed = needs_input_grad[: len(GRADIENTS)]
+    wanted = sum(1 << bit for bit, need in enumerate(needed) if need)
+    operator = torch.ops.eqconv.feature_steered_backward.default
+    arguments = (dy, y, *tensors, words, *ctx.sizes, wanted, ctx.flags, ctx.threads, ctx.core)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        gradients = operator(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = operator(*arguments)
+    rest = len(needs_input_grad) - len(needed)
+    return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * rest)
+
+
+def _refuse_second_order(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    raise NotImplementedError(_SECOND_ORDER)
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    raise NotImplementedError(_NO_VMAP)
