@@ -15,7 +15,7 @@
 
 #ifdef __CUDACC__
 /* The names that cuda/emulation/cuda_runtime.h gives to memory it watches; plain pointers on the device. */
-#define EQC_SHARED __shared__
+#define EQC_SHARED_ARRAY(T, name, ...) __shared__ T name[__VA_ARGS__]
 template <class T>
 using eqc_shared_ptr = T*;
 
