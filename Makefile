@@ -8,9 +8,11 @@ STAMP := $(VENV)/.installed
 
 verify: $(STAMP)
 	$(BIN)/eqconv build-kernels
-	$(BIN)/eqconv verify --tol 1e-5
+	$(BIN)/eqconv verify --tol 1e-5 --device cpu,emulated
 
+# Without the kernels their tests would be skipped.
 test: $(STAMP)
+	$(BIN)/eqconv build-kernels
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)
