@@ -72,7 +72,8 @@ def test_save_compare_and_regression(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     only = [*QUICK, "--forward", "--only", "slow@numpy"]
     assert run(*only, "--save", "before").exit_code == 0
-    same = run(*only, "--compare", "before", "--threshold", "0.5")
+    # So wide that no load of the machine leaves it: what is tested is the way there.
+    same = run(*only, "--compare", "before", "--threshold", "100")
     assert same.exit_code == 0, same.stderr
     assert "now / saved run" in same.stdout and "SAME" in same.stdout
     slower = replace(fake.FAMILY, variants=(fake.variant("slow", sleep=0.02),))

@@ -263,7 +263,9 @@ def test_an_interrupt_stops_the_compilers_and_leaves_nothing(tree: Path, own_cac
     pids = tmp_path / "pids"
     slow = support.program(tmp_path / "slow-g++", SLOW.format(pids=pids))
     code = (
-        "import sys; from pathlib import Path; from eqconv_cli.kernels import builder\n"
+        "import signal, sys; from pathlib import Path; from eqconv_cli.kernels import builder\n"
+        # A shell that runs the tests in the background has it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"events = list(builder.build(['cpu', 'emulated'], jobs=2, root=Path({str(tree)!r})))\n"
         "print(events[-1].interrupted, events[-1].counts)"
     )
