@@ -14,61 +14,95 @@ constexpr int kernel_rows = 8, kernel_vectors = 2;
 constexpr int kernel_rows = 4, kernel_vectors = 2;
 #endif
 
-/* out[r, 0:n] (+)= sum_k a[r * row_step + k * inner_step] b[k * ldb + 0:n], R rows, n <= V vectors. */
-template <class T, int R, int V>
+template <class T>
+constexpr int panel_width = kernel_vectors* Vector<T>::lanes;
+
+/* out[r, 0:n] (+)= sum_k a[r * row_step + k * inner_step] b[k * ldb + 0:n], R rows, n <= V vectors. With `padded` b has
+ * whole vectors. */
+template <class T, int R, int V, bool full, bool padded>
 EQC_INLINE void product_block(int64_t inner, const T* a, int64_t row_step, int64_t inner_step, const T* b, int64_t ldb,
-                              T* out, int64_t ldo, int n, bool add) {
+                              T* out, int64_t ldo, int last, bool add) {
     using vector = typename Vector<T>::type;
-    constexpr int lanes = Vector<T>::lanes;
     vector sum[R][V] = {};
-    const int last = n - (V - 1) * lanes;
-    if (last == lanes) {
-        for (int64_t k = 0; k < inner; ++k) {
-            vector right[V];
-            for (int j = 0; j < V; ++j) right[j] = load(b + k * ldb + j * lanes);
-            for (int r = 0; r < R; ++r)
-                for (int j = 0; j < V; ++j) sum[r][j] += a[r * row_step + k * inner_step] * right[j];
-        }
-    } else {
-        for (int64_t k = 0; k < inner; ++k) {
-            vector right[V];
-            for (int j = 0; j < V - 1; ++j) right[j] = load(b + k * ldb + j * lanes);
-            right[V - 1] = load_first(b + k * ldb + (V - 1) * lanes, last);
-            for (int r = 0; r < R; ++r)
-                for (int j = 0; j < V; ++j) sum[r][j] += a[r * row_step + k * inner_step] * right[j];
-        }
+    for (int64_t k = 0; k < inner; ++k) {
+        vector right[V];
+        load_row<T, V, full || padded>(b + k * ldb, last, right);
+        for (int r = 0; r < R; ++r)
+            for (int j = 0; j < V; ++j) sum[r][j] += a[r * row_step + k * inner_step] * right[j];
     }
-    for (int r = 0; r < R; ++r)
-        for (int j = 0; j < V; ++j) {
-            T* target = out + r * ldo + j * lanes;
-            const int width = j == V - 1 ? last : lanes;
-            vector value = sum[r][j];
-            if (add) value += load_first(target, width);
-            store_first(target, value, width);
-        }
+    for (int r = 0; r < R; ++r) store_row<T, V, full>(out + r * ldo, last, sum[r], add);
 }
 
-template <class T, int V>
+template <class T, int V, bool full, bool padded>
 inline void product_columns(int64_t rows, int64_t inner, const T* a, int64_t row_step, int64_t inner_step, const T* b,
-                            int64_t ldb, T* out, int64_t ldo, int n, bool add) {
+                            int64_t ldb, T* out, int64_t ldo, int last, bool add) {
     int64_t r = 0;
     for (; r + kernel_rows <= rows; r += kernel_rows)
-        product_block<T, kernel_rows, V>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo, n, add);
+        product_block<T, kernel_rows, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb,
+                                                       out + r * ldo, ldo, last, add);
+    for (; r + 4 <= rows; r += 4)
+        product_block<T, 4, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo,
+                                             last, add);
     for (; r < rows; ++r)
-        product_block<T, 1, V>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo, n, add);
+        product_block<T, 1, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo,
+                                             last, add);
+}
+
+/* One panel of at most panel_width columns. */
+template <class T, bool padded>
+EQC_INLINE void product_panel(int64_t rows, int64_t inner, const T* a, int64_t row_step, int64_t inner_step, const T* b,
+                              int64_t ldb, T* out, int64_t ldo, int64_t columns, bool add) {
+    constexpr int lanes = Vector<T>::lanes;
+    static_assert(kernel_vectors == 2, "a panel is one vector or two");
+    if (columns >= 2 * lanes)
+        product_columns<T, 2, true, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo, lanes, add);
+    else if (columns > lanes)
+        product_columns<T, 2, false, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo,
+                                             int(columns) - lanes, add);
+    else if (columns == lanes)
+        product_columns<T, 1, true, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo, lanes, add);
+    else
+        product_columns<T, 1, false, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo, int(columns), add);
 }
 
 /* out[rows, columns] (+)= a · b; element (r, k) of a is a[r * row_step + k * inner_step], b is [inner, columns]. */
 template <class T>
 inline void product(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t row_step, int64_t inner_step,
                     const T* b, int64_t ldb, T* out, int64_t ldo, bool add) {
-    constexpr int lanes = Vector<T>::lanes, wide = kernel_vectors * lanes;
-    for (int64_t at = 0; at < columns; at += wide) {
-        const int n = int(columns - at < wide ? columns - at : wide);
-        if (n > lanes)
-            product_columns<T, kernel_vectors>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, n, add);
-        else
-            product_columns<T, 1>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, n, add);
+    for (int64_t at = 0; at < columns; at += panel_width<T>)
+        product_panel<T, false>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, columns - at, add);
+}
+
+/* A matrix [inner, columns] as panels of whole vectors, one after the other, 0 beyond the columns. */
+template <class T>
+struct Panels {
+    int64_t inner, columns;
+    T* data;
+
+    static int64_t count(int64_t inner, int64_t columns) {
+        return inner * ((columns + panel_width<T> - 1) / panel_width<T>)*panel_width<T>;
+    }
+    /* element(k, n) gives the numbers. */
+    template <class Element>
+    void pack(const Element& element) const {
+        T* to = data;
+        for (int64_t at = 0; at < columns; at += panel_width<T>)
+            for (int64_t k = 0; k < inner; ++k, to += panel_width<T>)
+                for (int64_t j = 0; j < panel_width<T>; ++j) to[j] = at + j < columns ? element(k, at + j) : T(0);
+    }
+};
+
+/* out[rows, columns] = a[rows, inner] · b. Parts of a panel stay in the first-level cache while all rows pass. */
+template <class T>
+inline void product(int64_t rows, const T* a, int64_t lda, const Panels<T>& b, T* out, int64_t ldo) {
+    constexpr int64_t part = 16384 / (panel_width<T> * int64_t(sizeof(T)));
+    for (int64_t at = 0; at < b.columns; at += panel_width<T>) {
+        const T* panel = b.data + at * b.inner;
+        for (int64_t k = 0; k == 0 || k < b.inner; k += part) {
+            const int64_t inner = b.inner - k < part ? b.inner - k : part;
+            product_panel<T, true>(rows, inner, a + k, lda, 1, panel + k * panel_width<T>, panel_width<T>, out + at, ldo,
+                                   b.columns - at, k > 0);
+        }
     }
 }
 

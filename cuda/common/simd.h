@@ -3,8 +3,10 @@
 #ifndef EQC_SIMD_H
 #define EQC_SIMD_H
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(EQC_ISA_AVX512)
 #define EQC_ISA avx512
@@ -17,18 +19,35 @@
 #define EQC_VECTOR_BYTES 16
 #endif
 
+#if defined(EQC_ISA_AVX512) || defined(EQC_ISA_AVX2)
+#include <immintrin.h>
+#endif
+
+/* Wide vectors go in and out of inlined functions only, so how they would be passed does not matter. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+
 #define EQC_INLINE inline __attribute__((always_inline))
+#define EQC_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace eqc {
 /* Each instruction set has a namespace of its own, so that the linker never swaps their inline functions. */
 inline namespace EQC_ISA {
 
-template <class T>
-struct Vector {
-    static constexpr int lanes = EQC_VECTOR_BYTES / sizeof(T);
-    typedef T type __attribute__((vector_size(EQC_VECTOR_BYTES)));
-    typedef T unaligned __attribute__((vector_size(EQC_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+template <class T, int N>
+struct Lanes {
+    typedef T type __attribute__((vector_size(N * sizeof(T))));
+    typedef T unaligned __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
+
+/* The full registers. */
+template <class T>
+struct Vector : Lanes<T, EQC_VECTOR_BYTES / sizeof(T)> {
+    static constexpr int lanes = EQC_VECTOR_BYTES / sizeof(T);
+};
+
+/* Eight numbers: eight edges, or eight matrices. */
+template <class T>
+using Eight = typename Lanes<T, 8>::type;
 
 template <class T>
 EQC_INLINE typename Vector<T>::type load(const T* p) {
@@ -38,20 +57,104 @@ template <class T>
 EQC_INLINE void store(T* p, typename Vector<T>::type value) {
     *reinterpret_cast<typename Vector<T>::unaligned*>(p) = value;
 }
-/* The first n lanes; the others are 0. */
+template <class T>
+EQC_INLINE Eight<T> load8(const T* p) {
+    return *reinterpret_cast<const typename Lanes<T, 8>::unaligned*>(p);
+}
+template <class T>
+EQC_INLINE void store8(T* p, Eight<T> value) {
+    *reinterpret_cast<typename Lanes<T, 8>::unaligned*>(p) = value;
+}
+
+/* The first n lanes, 0 < n <= lanes; the others are 0 when loaded, and left alone when stored. */
 template <class T>
 EQC_INLINE typename Vector<T>::type load_first(const T* p, int n) {
+#if defined(EQC_ISA_AVX512)
+    if constexpr (sizeof(T) == 4)
+        return reinterpret_cast<typename Vector<T>::type>(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+    else
+        return reinterpret_cast<typename Vector<T>::type>(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p));
+#else
     typename Vector<T>::type value{};
-    if (n >= Vector<T>::lanes) return load(p);
     for (int lane = 0; lane < Vector<T>::lanes; ++lane)
         if (lane < n) value[lane] = p[lane];
     return value;
+#endif
 }
 template <class T>
 EQC_INLINE void store_first(T* p, typename Vector<T>::type value, int n) {
-    if (n >= Vector<T>::lanes) return store(p, value);
+#if defined(EQC_ISA_AVX512)
+    if constexpr (sizeof(T) == 4)
+        _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), reinterpret_cast<__m512>(value));
+    else
+        _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), reinterpret_cast<__m512d>(value));
+#else
     for (int lane = 0; lane < Vector<T>::lanes; ++lane)
         if (lane < n) p[lane] = value[lane];
+#endif
+}
+
+/* Vectors V cover a row of at most V * lanes numbers, of which the last vector has the first `last`. */
+template <class T, int V, bool full>
+EQC_INLINE void load_row(const T* p, int last, typename Vector<T>::type (&row)[V]) {
+    for (int k = 0; k < V; ++k)
+        row[k] = full || k < V - 1 ? load(p + k * Vector<T>::lanes) : load_first(p + k * Vector<T>::lanes, last);
+}
+template <class T, int V, bool full>
+EQC_INLINE void store_row(T* p, int last, const typename Vector<T>::type (&row)[V], bool add) {
+    for (int k = 0; k < V; ++k) {
+        T* target = p + k * Vector<T>::lanes;
+        if (full || k < V - 1)
+            store(target, add ? load(target) + row[k] : row[k]);
+        else
+            store_first(target, add ? load_first(target, last) + row[k] : row[k], last);
+    }
+}
+
+template <int D, class V, size_t... I>
+EQC_INLINE V lower_halves(V a, V b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I & D ? int(sizeof...(I) + I - D) : int(I))...);
+}
+template <int D, class V, size_t... I>
+EQC_INLINE V upper_halves(V a, V b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I & D ? int(sizeof...(I) + I) : int(I + D))...);
+}
+
+/* Transposes N vectors of N lanes: blocks of D lanes change places, then of 2 D. */
+template <int N, int D = 1, class V>
+EQC_INLINE void transpose(V (&rows)[N]) {
+    for (int i = 0; i < N; ++i) {
+        if (i & D) continue;
+        const V a = rows[i], b = rows[i + D];
+        rows[i] = lower_halves<D>(a, b, std::make_index_sequence<N>());
+        rows[i + D] = upper_halves<D>(a, b, std::make_index_sequence<N>());
+    }
+    if constexpr (2 * D < N) transpose<N, 2 * D>(rows);
+}
+
+/* The largest lane; NaN is passed over where another lane is a number. */
+template <class T>
+EQC_INLINE T largest(Eight<T> v) {
+    Eight<T> other = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+    v = v > other ? v : other;
+    other = __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    v = v > other ? v : other;
+    return v[0] > v[1] ? v[0] : v[1];
+}
+
+/* Whether each lane is at least `floor`; NaN is not. */
+template <class T>
+EQC_INLINE bool all_reach(Eight<T> v, T floor) {
+#if defined(EQC_ISA_AVX512)
+    if constexpr (sizeof(T) == 4)
+        return _mm256_cmp_ps_mask(reinterpret_cast<__m256>(v), _mm256_set1_ps(floor), _CMP_NGE_UQ) == 0;
+    else
+        return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(v), _mm512_set1_pd(floor), _CMP_NGE_UQ) == 0;
+#else
+    bool all = true;
+    for (int lane = 0; lane < 8; ++lane) all &= v[lane] >= floor;
+    return all;
+#endif
 }
 
 }  // namespace EQC_ISA

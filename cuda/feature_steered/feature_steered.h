@@ -39,7 +39,8 @@ typedef struct eqc_feature_steered {
     int64_t chunks;
     const int64_t* chunk_rows;    /* [chunks + 1] first row of each chunk */
     const int64_t* touched_start; /* [chunks + 1] */
-    const int32_t* touched;       /* [touched_start[chunks]] columns that a chunk's edges name, ascending */
+    const int32_t* touched;       /* [touched_start[chunks]] columns that a chunk's edges name, ascending; if there are as
+                                     many rows as columns, the chunk's own rows too */
     const int32_t* local;         /* [edges] position of an edge's column among those of its chunk */
 
     /* cuda, emulated, deterministic backward: the pattern by columns. */

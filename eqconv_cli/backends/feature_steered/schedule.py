@@ -1,7 +1,7 @@
 """A pattern as the compiled kernels take it: its arrays, and what they want to know beyond rows and columns.
 
 On the CPU the rows are cut into fixed chunks, so that sums do not depend on the number of threads. For the backward
-pass each chunk lists the columns that its edges name (``touched``), and each edge its column's place in that list
+pass each chunk lists the columns that it adds to (``touched``), and each edge its column's place in that list
 (``local``). The deterministic backward pass on a GPU wants the pattern by columns. All arrays lie in one, see
 :class:`Packed`, for an operator of a framework takes one tensor faster than a dozen.
 """
@@ -167,19 +167,24 @@ def cut_rows(rowptr: IntArray) -> Longs:
 
 
 def named_columns(chunk_rows: IntArray, rowptr: IntArray, col: IntArray, cols: int) -> dict[str, IntArray]:
-    """Columns named by each chunk, ascending, and the place of each edge's column among those of its chunk.
+    """Columns that each chunk adds to, ascending, and the place of each edge's column among those of its chunk.
+
+    A chunk adds to the columns that its edges name, and in a square pattern to those that its rows are: there the
+    features of a centre may be those of the column.
 
     Returns:
         ``touched_start`` [chunks + 1], ``touched``, ``local`` [E].
     """
-    chunks = len(chunk_rows) - 1
+    chunks, rows = len(chunk_rows) - 1, len(rowptr) - 1
     edges = np.diff(rowptr[chunk_rows])
-    named, place = np.unique(np.repeat(np.arange(chunks) * cols, edges) + col, return_inverse=True)
+    keys = np.repeat(np.arange(chunks) * cols, edges) + col
+    own = np.repeat(np.arange(chunks) * cols, np.diff(chunk_rows)) + np.arange(rows) if rows == cols else keys[:0]
+    named, place = np.unique(np.concatenate([keys, own]), return_inverse=True)
     start = np.searchsorted(named, np.arange(chunks + 1) * cols)
     return {
         "touched_start": start,
         "touched": named % max(1, cols),
-        "local": place.reshape(-1) - np.repeat(start[:-1], edges),
+        "local": place.reshape(-1)[: len(keys)] - np.repeat(start[:-1], edges),
     }
 
 

@@ -244,10 +244,13 @@ def _with_touched(words: tf.Tensor, layout: tf.Tensor, parts: int, cols: tf.Tens
     rowptr, col = take(rows + 1, tf.int64), tf.cast(take(edges, tf.int32), tf.int64)
     if parts & EDGE_OF_SLOT:
         take(edges, tf.int64)
-    pointer = tf.gather(rowptr, take(chunks + 1, tf.int64))
+    chunk_rows = take(chunks + 1, tf.int64)
+    pointer = tf.gather(rowptr, chunk_rows)
     counts = pointer[1:] - pointer[:-1]
     keys = tf.repeat(tf.range(chunks) * cols, counts) + col
-    named = tf.unique(tf.sort(keys)).y
+    own = tf.repeat(tf.range(chunks) * cols, chunk_rows[1:] - chunk_rows[:-1]) + tf.range(rows)
+    own = own[: rows * tf.cast(rows == cols, tf.int64)]
+    named = tf.unique(tf.sort(tf.concat([keys, own], axis=0))).y
     start = tf.searchsorted(named, tf.range(chunks + 1) * cols, out_type=tf.int64)
     local = tf.searchsorted(named, keys, out_type=tf.int64) - tf.repeat(start[:-1], counts)
     columns = named % tf.maximum(cols, 1)

@@ -1,0 +1,184 @@
+/* From features to the weights of the edges: the softmax of feature-steered convolution, in factors.
+ *
+ * exp(a_i + s_j) is the product of exp(a_i - max a_i) and exp(s_j - max s_j), so that an edge takes no exponential. Where
+ * the products of an edge are all so small that digits are lost, the edge is computed from its own logits. Logits are
+ * summed in double and centred on a mean of x, so that an offset of the features costs no digits.
+ */
+#ifndef EQC_FEATURE_STEERED_ASSIGNMENT_H
+#define EQC_FEATURE_STEERED_ASSIGNMENT_H
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "../common/dense.h"
+#include "../common/exponential.h"
+#include "../common/parallel.h"
+#include "sizes.h"
+
+namespace eqc {
+inline namespace EQC_ISA {
+namespace {
+
+constexpr int64_t sampled_rows = 1024;
+
+/* Below this the factored denominator has lost digits (float: 2^-40, double: 2^-330). */
+template <class T>
+constexpr T denominator_floor = sizeof(T) == 4 ? T(0x1p-40) : T(0x1p-330);
+
+template <class T>
+struct Assignment {
+    const Arguments& a;
+    Sizes<T> n;
+    double* mean;    /* [C] */
+    double* u;       /* [C, Ms] */
+    double* v;       /* [C, Ms] */
+    double* offset;  /* [Ms] c + (u + v)·mean, -infinity beyond M */
+    double* nothing; /* [Ms] 0, -infinity beyond M */
+    T* es;           /* [cols, Ms] exp(s - max s), 0 beyond M */
+
+    Assignment(const Arguments& arguments, Arena& arena) : a(arguments), n(arguments) {
+        mean = arena.take<double>(n.C);
+        u = arena.take<double>(n.C * n.Ms);
+        v = arena.take<double>(n.C * n.Ms);
+        offset = arena.take<double>(n.Ms);
+        nothing = arena.take<double>(n.Ms);
+        es = arena.take<T>(a.cols * n.Ms);
+    }
+
+    void pack() {
+        const T* x = static_cast<const T*>(a.x);
+        const int64_t sampled = smaller(a.cols, sampled_rows);
+        for (int64_t c = 0; c < n.C; ++c) {
+            double sum = 0;
+            for (int64_t k = 0; k < sampled; ++k) {
+                const double value = double(x[(k * a.cols / sampled) * n.C + c]);
+                if (std::isfinite(value)) sum += value / double(sampled);
+            }
+            /* Any constant near the features serves; one that is not finite would spoil every row. */
+            mean[c] = std::isfinite(sum) ? sum : 0;
+        }
+        const T *gu = static_cast<const T*>(a.u), *gv = static_cast<const T*>(a.v), *gc = static_cast<const T*>(a.c);
+        for (int64_t m = 0; m < n.Ms; ++m) {
+            nothing[m] = m < n.M ? 0 : -std::numeric_limits<double>::infinity();
+            offset[m] = m < n.M ? double(gc[m]) : nothing[m];
+        }
+        for (int64_t c = 0; c < n.C; ++c)
+            for (int64_t m = 0; m < n.Ms; ++m) {
+                const double cu = m < n.M ? double(gu[c * n.M + m]) : 0, cv = m < n.M ? double(gv[c * n.M + m]) : 0;
+                u[c * n.Ms + m] = cu;
+                v[c * n.Ms + m] = cv;
+                offset[m] += (cu + cv) * mean[c];
+            }
+    }
+
+    /* Doubles that `factors` works in. */
+    static int64_t scratch(const Sizes<T>& n) { return n.tile * (n.C + n.Ms); }
+
+    /* exp(l - max l) [rows, Ms] of at most a tile of features; `weights` is u or v, `add` is offset or nothing. */
+    void factors(const T* features, int64_t rows, const double* weights, const double* add, double* room, T* out) const {
+        double *centred = room, *logits = room + n.tile * n.C;
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t c = 0; c < n.C; ++c) centred[i * n.C + c] = double(features[i * n.C + c]) - mean[c];
+        product<double>(rows, n.Ms, n.C, centred, n.C, 1, weights, n.Ms, logits, n.Ms, false);
+        for (int64_t i = 0; i < rows; ++i) {
+            double* l = logits + i * n.Ms;
+            Eight<double> top = load8(l) + load8(add);
+            for (int64_t m = group; m < n.Ms; m += group) {
+                const Eight<double> other = load8(l + m) + load8(add + m);
+                top = other > top ? other : top;
+            }
+            const double most = largest<double>(top);
+            for (int64_t m = 0; m < n.Ms; m += group) {
+                const Eight<double> below = load8(l + m) + load8(add + m) - most;
+                store8<T>(out + i * n.Ms + m, __builtin_convertvector(below, Eight<T>));
+            }
+        }
+        exponentials(out, rows * n.Ms);
+    }
+
+    /* es at every column. */
+    void columns(int threads, double* room, int64_t room_step) const {
+        parallel_for(threads, (a.cols + n.tile - 1) / n.tile, [&](int64_t tile, int thread) {
+            const int64_t first = tile * n.tile;
+            factors(static_cast<const T*>(a.x) + first * n.C, smaller(n.tile, a.cols - first), v, nothing,
+                    room + thread * room_step, es + first * n.Ms);
+        });
+    }
+
+    /* One edge from its own logits, with its own maximum; q[m * group]. */
+    __attribute__((noinline)) void edge(int64_t i, int64_t j, T* q) const {
+        const T *xi = static_cast<const T*>(a.centre) + i * n.C, *xj = static_cast<const T*>(a.x) + j * n.C;
+        double total = 0, top = -std::numeric_limits<double>::infinity();
+        const auto logit = [&](int64_t m) {
+            double l = offset[m];
+            for (int64_t c = 0; c < n.C; ++c)
+                l += (double(xi[c]) - mean[c]) * u[c * n.Ms + m] + (double(xj[c]) - mean[c]) * v[c * n.Ms + m];
+            return l;
+        };
+        for (int64_t m = 0; m < n.M; ++m) {
+            const double l = logit(m);
+            top = l > top || l != l ? l : top;
+        }
+        for (int64_t m = 0; m < n.M; ++m) total += std::exp(logit(m) - top);
+        for (int64_t m = 0; m < n.M; ++m) q[m * group] = T(std::exp(logit(m) - top) / total);
+    }
+
+    /* Weights of `count` edges of row i from slot `first` on, in groups of eight: p[g, m, lane] = w q. With `q` the
+     * assignments themselves too. `ea` are the row's factors. Lanes beyond the last edge hold nothing of use. */
+    template <bool with_q>
+    EQC_INLINE void softmax(int64_t i, const T* ea, int64_t first, int64_t count, T* p, T* q) const {
+        for (int64_t start = 0; start < count; start += group, p += n.Ms * group, q += with_q ? n.Ms * group : 0) {
+            const int64_t slot = first + start;
+            const int edges = int(smaller(group, count - start));
+            const T* rows[group];
+            for (int k = 0; k < group; ++k) rows[k] = es + int64_t(a.col[slot + (k < edges ? k : edges - 1)]) * n.Ms;
+            Eight<T> total{};
+            for (int64_t m = 0; m < n.Ms; m += group) {
+                const Eight<T> own = load8(ea + m);
+                Eight<T> block[group];
+                for (int k = 0; k < group; ++k) block[k] = own * load8(rows[k] + m);
+                transpose(block);
+                for (int k = 0; k < group; ++k) {
+                    store8(p + (m + k) * group, block[k]);
+                    total += block[k];
+                }
+            }
+            Eight<T> scale = 1 / total;
+            if ((a.flags & EQC_FS_STABLE) || !all_reach<T>(total, denominator_floor<T>)) {
+                own_edges(i, slot, edges, total, p, scale);
+            }
+            const Eight<T> w = weights(slot, edges);
+            for (int64_t m = 0; m < n.Ms; ++m) {
+                const Eight<T> value = load8(p + m * group) * scale;
+                if (with_q) store8(q + m * group, value);
+                store8(p + m * group, value * w);
+            }
+        }
+    }
+
+    /* Replaces the lanes whose total is too small. */
+    __attribute__((noinline)) void own_edges(int64_t i, int64_t slot, int edges, const Eight<T>& total, T* p,
+                                             Eight<T>& scale) const {
+        for (int k = 0; k < edges; ++k) {
+            if (!(a.flags & EQC_FS_STABLE) && total[k] >= denominator_floor<T>) continue;
+            edge(i, a.col[slot + k], p + k);
+            scale[k] = 1;
+        }
+    }
+
+    EQC_INLINE Eight<T> weights(int64_t slot, int edges) const {
+        const T* values = static_cast<const T*>(a.values);
+        if (!a.edge_of_slot && edges == group) return load8(values + slot);
+        Eight<T> w{};
+        for (int k = 0; k < group; ++k)
+            if (k < edges) w[k] = values[a.edge_of_slot ? a.edge_of_slot[slot + k] : slot + k];
+        return w;
+    }
+};
+
+}  // namespace
+}  // namespace EQC_ISA
+}  // namespace eqc
+
+#endif

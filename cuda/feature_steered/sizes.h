@@ -1,0 +1,72 @@
+/* Sizes, workspace and checks that both passes of feature-steered convolution on the CPU share. */
+#ifndef EQC_FEATURE_STEERED_SIZES_H
+#define EQC_FEATURE_STEERED_SIZES_H
+
+#include "../common/simd.h"
+#include "feature_steered.h"
+
+namespace eqc {
+inline namespace EQC_ISA {
+namespace {
+
+using Arguments = eqc_feature_steered;
+
+/* Edges are taken in groups of eight: one lane an edge. */
+constexpr int group = 8;
+constexpr int64_t edge_step = 512; /* edges of a row that are in the scratch at a time */
+constexpr int64_t block_rows = 1024;
+
+EQC_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+EQC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Hands out pieces of the workspace; with a null base it only adds up their sizes. */
+class Arena {
+   public:
+    explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+    template <class T>
+    T* take(int64_t count) {
+        char* piece = base_ ? base_ + used_ : nullptr;
+        used_ += size_t(padded(count * int64_t(sizeof(T)), 64));
+        return reinterpret_cast<T*>(piece);
+    }
+    size_t used() const { return used_; }
+
+   private:
+    char* base_;
+    size_t used_ = 0;
+};
+
+template <class T>
+struct Sizes {
+    int64_t M, C, D, K; /* K = M * C */
+    int64_t Ms;         /* M in whole groups */
+    int64_t Zs;         /* step of the rows of z; no power of two, which would share one set of the cache */
+    int64_t tile;       /* rows whose z stay in a quarter of the second-level cache's megabyte */
+
+    explicit Sizes(const Arguments& a)
+        : M(a.matrices),
+          C(a.channels),
+          D(a.outputs),
+          K(a.matrices * a.channels),
+          Ms(padded(a.matrices, group)),
+          Zs(padded(K, 16) + 16) {
+        tile = (256 * 1024 / int64_t(sizeof(T))) / Zs / 8 * 8;
+        tile = tile < 8 ? 8 : smaller(tile, 64);
+    }
+};
+
+inline bool wrong(const Arguments* a) {
+    if (!a || a->rows < 0 || a->cols < 0 || a->edges < 0 || a->given_edges < a->edges || a->channels < 0 ||
+        a->outputs < 0 || a->matrices < 1 || a->chunks < 0 || a->threads < 0)
+        return true;
+    const bool edges = a->edges > 0;
+    if (!a->rowptr || !a->chunk_rows || !a->u || !a->v || !a->c || !a->w) return true;
+    if (edges && (!a->col || !a->values)) return true;
+    return (a->cols > 0 && a->channels > 0 && !a->x) || (a->rows > 0 && a->channels > 0 && !a->centre);
+}
+
+}  // namespace
+}  // namespace EQC_ISA
+}  // namespace eqc
+
+#endif
