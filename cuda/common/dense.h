@@ -36,10 +36,11 @@ EQC_INLINE void product_block(int64_t inner, const T* a, int64_t row_step, int64
 template <class T, int V, bool full, bool padded>
 inline void product_columns(int64_t rows, int64_t inner, const T* a, int64_t row_step, int64_t inner_step, const T* b,
                             int64_t ldb, T* out, int64_t ldo, int last, bool add) {
+    constexpr int most = kernel_rows * kernel_vectors / V;
     int64_t r = 0;
-    for (; r + kernel_rows <= rows; r += kernel_rows)
-        product_block<T, kernel_rows, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb,
-                                                       out + r * ldo, ldo, last, add);
+    for (; r + most <= rows; r += most)
+        product_block<T, most, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo,
+                                                last, add);
     for (; r + 4 <= rows; r += 4)
         product_block<T, 4, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo,
                                              last, add);
@@ -82,20 +83,20 @@ struct Panels {
     static int64_t count(int64_t inner, int64_t columns) {
         return inner * ((columns + panel_width<T> - 1) / panel_width<T>)*panel_width<T>;
     }
-    /* element(k, n) gives the numbers. */
-    template <class Element>
-    void pack(const Element& element) const {
+    /* row(k) is row k of the matrix. */
+    template <class Row>
+    void pack(const Row& row) const {
         T* to = data;
         for (int64_t at = 0; at < columns; at += panel_width<T>)
             for (int64_t k = 0; k < inner; ++k, to += panel_width<T>)
-                for (int64_t j = 0; j < panel_width<T>; ++j) to[j] = at + j < columns ? element(k, at + j) : T(0);
+                for (int64_t j = 0; j < panel_width<T>; ++j) to[j] = at + j < columns ? row(k)[at + j] : T(0);
     }
 };
 
 /* out[rows, columns] = a[rows, inner] · b. Parts of a panel stay in the first-level cache while all rows pass. */
 template <class T>
 inline void product(int64_t rows, const T* a, int64_t lda, const Panels<T>& b, T* out, int64_t ldo) {
-    constexpr int64_t part = 16384 / (panel_width<T> * int64_t(sizeof(T)));
+    constexpr int64_t part = 32768 / (panel_width<T> * int64_t(sizeof(T)));
     for (int64_t at = 0; at < b.columns; at += panel_width<T>) {
         const T* panel = b.data + at * b.inner;
         for (int64_t k = 0; k == 0 || k < b.inner; k += part) {

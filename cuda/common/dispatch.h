@@ -1,10 +1,11 @@
 /* Defines an operation of the contract for the instruction set that this file is compiled for. The portable build also
- * defines the public function, which takes the widest set that the processor has and the flags (EQC_FS_AVX2 = 16,
- * EQC_FS_PORTABLE = 32 in every family) allow. */
+ * defines the public function, which takes the widest set that there is and the flags allow.
+ */
 #ifndef EQC_DISPATCH_H
 #define EQC_DISPATCH_H
 
 #include "contract.h"
+#include "processor.h"
 #include "simd.h"
 
 #define EQC_JOIN_(a, b) a##b
@@ -18,39 +19,39 @@
 #if defined(EQC_ISA_AVX512) || defined(EQC_ISA_AVX2)
 #define EQC_DEFINE_PUBLIC(symbol, arguments)
 #elif defined(__x86_64__)
-#define EQC_DEFINE_PUBLIC(symbol, arguments)                                           \
-    extern "C" size_t symbol##_workspace_avx512(const arguments*);                     \
-    extern "C" int symbol##_avx512(const arguments*, void*);                           \
-    extern "C" size_t symbol##_workspace_avx2(const arguments*);                       \
-    extern "C" int symbol##_avx2(const arguments*, void*);                             \
-    size_t symbol##_workspace(const arguments* a) {                                    \
-        const int level = eqc_instructions(a ? a->flags : 0);                          \
-        if (level == 2) return symbol##_workspace_avx512(a);                           \
-        return level == 1 ? symbol##_workspace_avx2(a) : symbol##_workspace_portable(a); \
-    }                                                                                  \
-    int symbol(const arguments* a, void* workspace, void*) {                           \
-        const int level = eqc_instructions(a ? a->flags : 0);                          \
-        if (level == 2) return symbol##_avx512(a, workspace);                          \
-        return level == 1 ? symbol##_avx2(a, workspace) : symbol##_portable(a, workspace); \
+#define EQC_DECLARE(symbol, arguments, set)                           \
+    extern "C" size_t symbol##_workspace_##set(const arguments*);     \
+    extern "C" int symbol##_##set(const arguments*, void*);
+#define EQC_DEFINE_PUBLIC(symbol, arguments)                                                 \
+    EQC_DECLARE(symbol, arguments, amx)                                                      \
+    EQC_DECLARE(symbol, arguments, avx512)                                                   \
+    EQC_DECLARE(symbol, arguments, avx2)                                                     \
+    size_t symbol##_workspace(const arguments* a) {                                          \
+        switch (eqc::instruction_set(a ? a->flags : 0)) {                                    \
+            case eqc::amx_set: return symbol##_workspace_amx(a);                             \
+            case eqc::avx512_set: return symbol##_workspace_avx512(a);                       \
+            case eqc::avx2_set: return symbol##_workspace_avx2(a);                           \
+            default: return symbol##_workspace_portable(a);                                  \
+        }                                                                                    \
+    }                                                                                        \
+    int symbol(const arguments* a, void* workspace, void*) {                                 \
+        switch (eqc::instruction_set(a ? a->flags : 0)) {                                    \
+            case eqc::amx_set: return symbol##_amx(a, workspace);                            \
+            case eqc::avx512_set: return symbol##_avx512(a, workspace);                      \
+            case eqc::avx2_set: return symbol##_avx2(a, workspace);                          \
+            default: return symbol##_portable(a, workspace);                                 \
+        }                                                                                    \
     }
-
-static inline int eqc_instructions(int flags) {
-    if (flags & 32) return 0;
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 && !(flags & 16) ? 2 : avx2 ? 1 : 0;
-}
 #else
-#define EQC_DEFINE_PUBLIC(symbol, arguments)                                                              \
-    size_t symbol##_workspace(const arguments* a) { return symbol##_workspace_portable(a); }              \
+#define EQC_DEFINE_PUBLIC(symbol, arguments)                                                \
+    size_t symbol##_workspace(const arguments* a) { return symbol##_workspace_portable(a); } \
     int symbol(const arguments* a, void* workspace, void*) { return symbol##_portable(a, workspace); }
 #endif
 
-#define EQC_DEFINE(operation, arguments, function)                             \
-    EQC_DEFINE_LOCAL(eqc_##operation##_f32, arguments, function, float)        \
-    EQC_DEFINE_LOCAL(eqc_##operation##_f64, arguments, function, double)       \
-    EQC_DEFINE_PUBLIC(eqc_##operation##_f32, arguments)                        \
+#define EQC_DEFINE(operation, arguments, function)                       \
+    EQC_DEFINE_LOCAL(eqc_##operation##_f32, arguments, function, float)  \
+    EQC_DEFINE_LOCAL(eqc_##operation##_f64, arguments, function, double) \
+    EQC_DEFINE_PUBLIC(eqc_##operation##_f32, arguments)                  \
     EQC_DEFINE_PUBLIC(eqc_##operation##_f64, arguments)
 
 #endif

@@ -8,7 +8,11 @@
 #include <cstring>
 #include <utility>
 
-#if defined(EQC_ISA_AVX512)
+#if defined(EQC_ISA_AMX)
+#define EQC_ISA amx
+#define EQC_ISA_AVX512
+#define EQC_VECTOR_BYTES 64
+#elif defined(EQC_ISA_AVX512)
 #define EQC_ISA avx512
 #define EQC_VECTOR_BYTES 64
 #elif defined(EQC_ISA_AVX2)
@@ -130,6 +134,27 @@ EQC_INLINE void transpose(V (&rows)[N]) {
         rows[i + D] = upper_halves<D>(a, b, std::make_index_sequence<N>());
     }
     if constexpr (2 * D < N) transpose<N, 2 * D>(rows);
+}
+
+/* out[j, i] = a[i, j] for a [rows, columns]. */
+template <class T>
+inline void transpose_matrix(int64_t rows, int64_t columns, const T* a, int64_t lda, T* out, int64_t ldo) {
+    constexpr int lanes = Vector<T>::lanes;
+    for (int64_t i = 0; i < rows; i += lanes)
+        for (int64_t j = 0; j < columns; j += lanes) {
+            const int height = int(rows - i < lanes ? rows - i : lanes);
+            const int width = int(columns - j < lanes ? columns - j : lanes);
+            typename Vector<T>::type block[lanes] = {};
+            for (int k = 0; k < height; ++k) block[k] = load_first(a + (i + k) * lda + j, width);
+            transpose(block);
+            for (int k = 0; k < width; ++k) store_first(out + (j + k) * ldo + i, block[k], height);
+        }
+}
+
+/* The sum of eight vectors, as a tree. */
+template <class V>
+EQC_INLINE V sum(const V (&v)[8]) {
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
 /* The largest lane; NaN is passed over where another lane is a number. */

@@ -31,19 +31,19 @@ struct Assignment {
     const Arguments& a;
     Sizes<T> n;
     double* mean;    /* [C] */
-    double* u;       /* [C, Ms] */
-    double* v;       /* [C, Ms] */
+    double* uv;      /* [C, 2 Ms] u and v side by side */
     double* offset;  /* [Ms] c + (u + v)·mean, -infinity beyond M */
     double* nothing; /* [Ms] 0, -infinity beyond M */
     T* es;           /* [cols, Ms] exp(s - max s), 0 beyond M */
+    T* ea;           /* [rows, Ms] exp(a - max a), 0 beyond M */
 
     Assignment(const Arguments& arguments, Arena& arena) : a(arguments), n(arguments) {
         mean = arena.take<double>(n.C);
-        u = arena.take<double>(n.C * n.Ms);
-        v = arena.take<double>(n.C * n.Ms);
+        uv = arena.take<double>(n.C * 2 * n.Ms);
         offset = arena.take<double>(n.Ms);
         nothing = arena.take<double>(n.Ms);
         es = arena.take<T>(a.cols * n.Ms);
+        ea = arena.take<T>(a.rows * n.Ms);
     }
 
     void pack() {
@@ -66,23 +66,32 @@ struct Assignment {
         for (int64_t c = 0; c < n.C; ++c)
             for (int64_t m = 0; m < n.Ms; ++m) {
                 const double cu = m < n.M ? double(gu[c * n.M + m]) : 0, cv = m < n.M ? double(gv[c * n.M + m]) : 0;
-                u[c * n.Ms + m] = cu;
-                v[c * n.Ms + m] = cv;
+                uv[c * 2 * n.Ms + m] = cu;
+                uv[c * 2 * n.Ms + n.Ms + m] = cv;
                 offset[m] += (cu + cv) * mean[c];
             }
     }
 
     /* Doubles that `factors` works in. */
-    static int64_t scratch(const Sizes<T>& n) { return n.tile * (n.C + n.Ms); }
+    static int64_t scratch(const Sizes<T>& n) { return n.tile * (n.C + 2 * n.Ms); }
 
-    /* exp(l - max l) [rows, Ms] of at most a tile of features; `weights` is u or v, `add` is offset or nothing. */
-    void factors(const T* features, int64_t rows, const double* weights, const double* add, double* room, T* out) const {
+    /* Factors of at most a tile of features from the first `from` on: of u when `to_ea`, of v when `to_es`. */
+    void factors(const T* features, int64_t from, int64_t rows, double* room, T* to_ea, T* to_es) const {
         double *centred = room, *logits = room + n.tile * n.C;
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t c = 0; c < n.C; ++c) centred[i * n.C + c] = double(features[i * n.C + c]) - mean[c];
-        product<double>(rows, n.Ms, n.C, centred, n.C, 1, weights, n.Ms, logits, n.Ms, false);
+        const T* x = features + from * n.C;
         for (int64_t i = 0; i < rows; ++i) {
-            double* l = logits + i * n.Ms;
+            for (int64_t c = 0; c < n.C; ++c) centred[i * n.C + c] = double(x[i * n.C + c]) - mean[c];
+        }
+        const int64_t begin = to_ea ? 0 : n.Ms, end = to_es ? 2 * n.Ms : n.Ms;
+        product<double>(rows, end - begin, n.C, centred, n.C, 1, uv + begin, 2 * n.Ms, logits + begin, 2 * n.Ms, false);
+        if (to_ea) exponentiate(logits, offset, rows, to_ea + from * n.Ms);
+        if (to_es) exponentiate(logits + n.Ms, nothing, rows, to_es + from * n.Ms);
+    }
+
+    /* out = exp(l - max l) for l = logits + add. */
+    EQC_INLINE void exponentiate(const double* logits, const double* add, int64_t rows, T* out) const {
+        for (int64_t i = 0; i < rows; ++i) {
+            const double* l = logits + i * 2 * n.Ms;
             Eight<double> top = load8(l) + load8(add);
             for (int64_t m = group; m < n.Ms; m += group) {
                 const Eight<double> other = load8(l + m) + load8(add + m);
@@ -97,12 +106,18 @@ struct Assignment {
         exponentials(out, rows * n.Ms);
     }
 
-    /* es at every column. */
-    void columns(int threads, double* room, int64_t room_step) const {
-        parallel_for(threads, (a.cols + n.tile - 1) / n.tile, [&](int64_t tile, int thread) {
-            const int64_t first = tile * n.tile;
-            factors(static_cast<const T*>(a.x) + first * n.C, smaller(n.tile, a.cols - first), v, nothing,
-                    room + thread * room_step, es + first * n.Ms);
+    /* ea at every row and es at every column. */
+    void vertices(int threads, double* room, int64_t room_step) const {
+        const bool shared = a.centre == a.x;
+        every_tile(threads, a.cols, room, room_step, static_cast<const T*>(a.x), shared ? ea : nullptr, es);
+        if (!shared) every_tile(threads, a.rows, room, room_step, static_cast<const T*>(a.centre), ea, nullptr);
+    }
+
+    void every_tile(int threads, int64_t rows, double* room, int64_t room_step, const T* features, T* to_ea,
+                    T* to_es) const {
+        parallel_for(threads, (rows + n.tile - 1) / n.tile, [&](int64_t tile, int thread) {
+            factors(features, tile * n.tile, smaller(n.tile, rows - tile * n.tile), room + thread * room_step, to_ea,
+                    to_es);
         });
     }
 
@@ -113,7 +128,10 @@ struct Assignment {
         const auto logit = [&](int64_t m) {
             double l = offset[m];
             for (int64_t c = 0; c < n.C; ++c)
-                l += (double(xi[c]) - mean[c]) * u[c * n.Ms + m] + (double(xj[c]) - mean[c]) * v[c * n.Ms + m];
+                {
+                const double* both = uv + c * 2 * n.Ms + m;
+                l += (double(xi[c]) - mean[c]) * both[0] + (double(xj[c]) - mean[c]) * both[n.Ms];
+            }
             return l;
         };
         for (int64_t m = 0; m < n.M; ++m) {
@@ -125,9 +143,9 @@ struct Assignment {
     }
 
     /* Weights of `count` edges of row i from slot `first` on, in groups of eight: p[g, m, lane] = w q. With `q` the
-     * assignments themselves too. `ea` are the row's factors. Lanes beyond the last edge hold nothing of use. */
+     * assignments themselves too. Lanes beyond the last edge hold nothing of use. */
     template <bool with_q>
-    EQC_INLINE void softmax(int64_t i, const T* ea, int64_t first, int64_t count, T* p, T* q) const {
+    EQC_INLINE void softmax(int64_t i, int64_t first, int64_t count, T* p, T* q) const {
         for (int64_t start = 0; start < count; start += group, p += n.Ms * group, q += with_q ? n.Ms * group : 0) {
             const int64_t slot = first + start;
             const int edges = int(smaller(group, count - start));
@@ -135,14 +153,12 @@ struct Assignment {
             for (int k = 0; k < group; ++k) rows[k] = es + int64_t(a.col[slot + (k < edges ? k : edges - 1)]) * n.Ms;
             Eight<T> total{};
             for (int64_t m = 0; m < n.Ms; m += group) {
-                const Eight<T> own = load8(ea + m);
+                const Eight<T> own = load8(ea + i * n.Ms + m);
                 Eight<T> block[group];
                 for (int k = 0; k < group; ++k) block[k] = own * load8(rows[k] + m);
                 transpose(block);
-                for (int k = 0; k < group; ++k) {
-                    store8(p + (m + k) * group, block[k]);
-                    total += block[k];
-                }
+                for (int k = 0; k < group; ++k) store8(p + (m + k) * group, block[k]);
+                total += sum(block);
             }
             Eight<T> scale = 1 / total;
             if ((a.flags & EQC_FS_STABLE) || !all_reach<T>(total, denominator_floor<T>)) {

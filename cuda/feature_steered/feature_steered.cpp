@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "../common/right_factor.h"
 #include "assignment.h"
 #include "sweeps.h"
 
@@ -44,12 +45,13 @@ struct Forward {
     Sizes<T> n;
     Arena arena;
     int threads;
-    int64_t double_step, step;
+    int64_t double_step, weights_room, step;
     bool first;
     Assignment<T> assign;
-    Panels<T> w;
+    RightFactor<T> w;
     double* double_room;
-    T *room, *h;
+    T *room, *h, *wide, *packed;
+    Span* spans;
 
     Forward(const Arguments& arguments, void* workspace)
         : a(arguments),
@@ -57,24 +59,31 @@ struct Forward {
           arena(workspace),
           threads(thread_count(a.threads, a.chunks)),
           double_step(padded(Assignment<T>::scratch(n), 8)),
-          step(padded(n.Ms * (n.tile + edge_step) + (a.flags & EQC_FS_FIRST ? 0 : n.tile * n.Zs), 16)),
           first(a.flags & EQC_FS_FIRST),
           assign(arguments, arena),
-          w{first ? n.C : n.K, first ? n.M * n.D : n.D, nullptr} {
-        w.data = arena.template take<T>(Panels<T>::count(w.inner, w.columns));
+          w(first ? block_rows : n.tile, first ? n.C : n.K, first ? n.M * n.D : n.D) {
+        weights_room = padded(n.batch * group * n.Ms, 16);
+        step = weights_room + (first ? 0 : n.tile * n.Zs);
+        packed = arena.template take<T>(w.count());
+        wide = first ? arena.template take<T>(n.K * n.D) : nullptr;
         double_room = arena.template take<double>(threads * double_step);
         room = arena.template take<T>(threads * step);
+        spans = arena.template take<Span>(threads * n.batch);
         h = first ? arena.template take<T>(a.cols * n.M * n.D) : nullptr;
     }
 
     void run() {
         assign.pack();
         const T* given = static_cast<const T*>(a.w);
-        if (first)
-            w.pack([&](int64_t c, int64_t k) { return given[((k / n.D) * n.C + c) * n.D + k % n.D]; });
-        else
-            w.pack([&](int64_t k, int64_t d) { return given[k * n.D + d]; });
-        assign.columns(threads, double_room, double_step);
+        if (first) {
+            for (int64_t m = 0; m < n.M; ++m)
+                for (int64_t c = 0; c < n.C; ++c)
+                    std::memcpy(wide + (c * n.M + m) * n.D, given + (m * n.C + c) * n.D, size_t(n.D) * sizeof(T));
+            w.pack(packed, [&](int64_t c) { return wide + c * n.M * n.D; });
+        } else {
+            w.pack(packed, [&](int64_t k) { return given + k * n.D; });
+        }
+        assign.vertices(threads, double_room, double_step);
         if (first) transform();
         parallel_for(threads, a.chunks, [&](int64_t chunk, int thread) {
             for (int64_t i = a.chunk_rows[chunk]; i < a.chunk_rows[chunk + 1]; i += n.tile)
@@ -86,33 +95,32 @@ struct Forward {
     void transform() {
         parallel_for(threads, (a.cols + block_rows - 1) / block_rows, [&](int64_t block, int) {
             const int64_t start = block * block_rows, rows = smaller(block_rows, a.cols - start);
-            product<T>(rows, static_cast<const T*>(a.x) + start * n.C, n.C, w, h + start * n.M * n.D, n.M * n.D);
+            w.times(rows, static_cast<const T*>(a.x) + start * n.C, n.C, h + start * n.M * n.D, n.M * n.D);
         });
     }
 
     void tile(int64_t start, int64_t rows, int thread) {
-        T *ea = room + thread * step, *p = ea + n.tile * n.Ms, *z = p + edge_step * n.Ms;
+        T *p = room + thread * step, *z = p + weights_room;
         T* y = static_cast<T*>(a.y) + start * n.D;
         const T* x = static_cast<const T*>(a.x);
-        assign.factors(static_cast<const T*>(a.centre) + start * n.C, rows, assign.u, assign.offset,
-                       double_room + thread * double_step, ea);
         if (first) clear<T>(y, rows * n.D);
-        for (int64_t i = 0; i < rows; ++i) {
-            const int64_t begin = a.rowptr[start + i], end = a.rowptr[start + i + 1];
-            if (begin == end && !first) clear<T>(z + i * n.Zs, n.K);
-            for (int64_t e = begin; e < end; e += edge_step) {
-                const int64_t count = smaller(edge_step, end - e);
-                const int32_t* col = a.col + e;
-                const Grouped<T> weights{p, n.Ms};
-                assign.template softmax<false>(start + i, ea + i * n.Ms, e, count, p, nullptr);
+        for (int64_t i = 0; i < rows && !first; ++i)
+            if (a.rowptr[start + i] == a.rowptr[start + i + 1]) clear<T>(z + i * n.Zs, n.K);
+        for_batches<T>(a, n, start, rows, spans + thread * n.batch, [&](const Span* span, int64_t count) {
+            for (const Span* s = span; s < span + count; ++s)
+                assign.template softmax<false>(s->row, s->slot, s->count, p + s->place * n.Ms * group, nullptr);
+            for (const Span* s = span; s < span + count; ++s) {
+                const Grouped<T> weights{p + s->place * n.Ms * group, n.Ms};
+                const int32_t* col = a.col + s->slot;
+                const int64_t i = s->row - start;
                 if (first)
-                    gather_transformed<T>(n.M, n.D, weights, col, h, count, y + i * n.D);
+                    gather_transformed<T>(n.M, n.D, weights, col, h, s->count, y + i * n.D);
                 else
                     gather<T>(n.M, n.C, weights, [&](int64_t k) EQC_INLINE_LAMBDA { return x + int64_t(col[k]) * n.C; },
-                              count, z + i * n.Zs, e > begin);
+                              s->count, z + i * n.Zs, !s->first);
             }
-        }
-        if (!first) product<T>(rows, z, n.Zs, w, y, n.D);
+        });
+        if (!first) w.times(rows, z, n.Zs, y, n.D);
         for (int64_t i = 0; i < rows; ++i) finish(a, y + i * n.D);
     }
 };
@@ -126,9 +134,11 @@ struct Backward {
     int64_t double_step, step = 0, most_touched = 0;
     bool shared, edges_wanted, columns_wanted;
     Assignment<T> assign;
-    Panels<T> wt; /* [D, K] */
+    RightFactor<T> wt; /* [D, K] */
+    OuterSum<T> outer; /* dW */
     double* double_room;
-    T *room, *ut, *vt, *dut, *dvt;
+    T *room, *packed, *turned_w, *ut, *vt, *dut, *dvt, *dw;
+    Span* spans;
 
     Backward(const Arguments& arguments, void* workspace)
         : a(arguments),
@@ -137,7 +147,8 @@ struct Backward {
           threads(thread_count(a.threads, a.chunks)),
           shared(a.centre == a.x),
           assign(a, arena),
-          wt{n.D, n.K, nullptr} {
+          wt(n.tile, n.D, n.K),
+          outer(n.tile, n.K, n.D) {
         columns_wanted = a.dx || a.dv;
         edges_wanted = columns_wanted || a.dcentre || a.dvalues || a.du || a.dc;
         for (int64_t chunk = 0; columns_wanted && chunk < a.chunks; ++chunk)
@@ -146,16 +157,19 @@ struct Backward {
         Room(*this, nullptr, &step);
         double_room = arena.template take<double>(threads * double_step);
         room = arena.template take<T>(threads * step);
-        wt.data = arena.template take<T>(Panels<T>::count(n.D, n.K));
+        packed = arena.template take<T>(wt.count());
+        turned_w = arena.template take<T>(n.K * n.D);
+        dw = arena.template take<T>(n.K * n.D);
         ut = arena.template take<T>(n.K);
         vt = arena.template take<T>(n.K);
         dut = arena.template take<T>(n.K);
         dvt = arena.template take<T>(n.K);
+        spans = arena.template take<Span>(threads * n.batch);
     }
 
     /* What a thread works in; from dx on, a chunk's own sums. */
     struct Room {
-        T *ea, *q, *p, *g, *by_matrix, *z, *dz, *turned, *dy, *da;
+        T *q, *p, *g, *by_matrix, *z, *dz, *turned, *dy, *da, *factors;
         T *dx, *ds, *dw, *db, *dut, *dvt, *dc;
         Room(const Backward& o, T* base, int64_t* total = nullptr) {
             const Sizes<T>& n = o.n;
@@ -165,16 +179,16 @@ struct Backward {
                 used += padded(count, 16);
                 return piece;
             };
-            ea = take(n.tile * n.Ms);
-            q = take(edge_step * n.Ms);
-            p = take(edge_step * n.Ms);
-            g = take(group * n.Ms);
+            q = take(n.batch * group * n.Ms);
+            p = take(n.batch * group * n.Ms);
+            g = take(n.batch * group * n.Ms);
             by_matrix = take(group * n.Ms);
             z = take(n.tile * n.Zs);
             dz = take(n.tile * n.Zs);
             turned = take(Turned<T>::count(n));
             dy = take(n.tile * n.D);
             da = take(n.tile * n.Ms);
+            factors = take(o.outer.scratch());
             dx = take(o.most_touched * n.C);
             ds = take(o.most_touched * n.Ms);
             dw = take(n.K * n.D);
@@ -188,9 +202,10 @@ struct Backward {
 
     void run() {
         assign.pack();
-        assign.columns(threads, double_room, double_step);
+        assign.vertices(threads, double_room, double_step);
         const T *w = static_cast<const T*>(a.w), *u = static_cast<const T*>(a.u), *v = static_cast<const T*>(a.v);
-        wt.pack([&](int64_t d, int64_t k) { return w[k * n.D + d]; });
+        transpose_matrix<T>(n.K, n.D, w, n.D, turned_w, n.K);
+        wt.pack(packed, [&](int64_t d) { return turned_w + d * n.K; });
         for (int64_t m = 0; m < n.M; ++m)
             for (int64_t c = 0; c < n.C; ++c) {
                 ut[m * n.C + c] = u[c * n.M + m];
@@ -198,13 +213,14 @@ struct Backward {
             }
         clear<T>(a.dx, a.cols * n.C);
         clear<T>(a.dvalues, a.given_edges);
-        clear<T>(a.dw, n.K * n.D);
+        clear<T>(dw, n.K * n.D);
         clear<T>(a.db, n.D);
         clear<T>(a.dc, n.M);
         clear<T>(dut, n.K);
         clear<T>(dvt, n.K);
         Turnstile turn;
         parallel_for(threads, a.chunks, [&](int64_t chunk, int thread) { this->chunk(chunk, thread, turn); });
+        if (a.dw) outer.finish(dw, static_cast<T*>(a.dw));
         for (int64_t m = 0; m < n.M; ++m)
             for (int64_t c = 0; c < n.C; ++c) {
                 if (a.du) static_cast<T*>(a.du)[c * n.M + m] = dut[m * n.C + c];
@@ -234,7 +250,7 @@ struct Backward {
                       [&](int64_t k) EQC_INLINE_LAMBDA { return x + int64_t(columns[k]) * n.C; }, touched, r.dvt, false);
         }
         turn.wait_for(chunk);
-        accumulate(a.dw, r.dw, n.K * n.D);
+        accumulate(a.dw ? dw : nullptr, r.dw, n.K * n.D);
         accumulate(a.db, r.db, n.D);
         accumulate(a.du ? dut : nullptr, r.dut, n.K);
         accumulate(a.dv ? dvt : nullptr, r.dvt, n.K);
@@ -256,27 +272,41 @@ struct Backward {
         if (a.db)
             for (int64_t i = 0; i < rows; ++i) accumulate(r.db, dy + i * n.D, n.D);
         if (!edges_wanted && !a.dw) return;
-        if (edges_wanted) product<T>(rows, dy, n.D, wt, r.dz, n.Zs);
-        assign.factors(centre, rows, assign.u, assign.offset, double_room + thread * double_step, r.ea);
+        if (edges_wanted) wt.times(rows, dy, n.D, r.dz, n.Zs);
         clear<T>(r.da, rows * n.Ms);
-        for (int64_t i = 0; i < rows; ++i) {
-            const int64_t begin = a.rowptr[start + i], end = a.rowptr[start + i + 1];
-            T* dz = r.dz + i * n.Zs;
-            if (begin == end) clear<T>(r.z + i * n.Zs, n.K);
-            if (begin < end && edges_wanted) Turned<T>::turn(n, dz, r.turned);
-            for (int64_t e = begin; e < end; e += edge_step) {
-                const int64_t count = smaller(edge_step, end - e);
-                const int32_t* col = a.col + e;
-                assign.template softmax<true>(start + i, r.ea + i * n.Ms, e, count, r.p, r.q);
-                if (a.dw)
-                    gather<T>(n.M, n.C, Grouped<T>{r.p, n.Ms},
-                              [&](int64_t k) EQC_INLINE_LAMBDA { return x + int64_t(col[k]) * n.C; }, count,
-                              r.z + i * n.Zs, e > begin);
-                for (int64_t k = 0; edges_wanted && k < count; k += group)
-                    edges(e + k, int(smaller(group, count - k)), r, r.p + k * n.Ms, r.q + k * n.Ms, dz, r.da + i * n.Ms);
+        for (int64_t i = 0; i < rows && a.dw; ++i)
+            if (a.rowptr[start + i] == a.rowptr[start + i + 1]) clear<T>(r.z + i * n.Zs, n.K);
+        for_batches<T>(a, n, start, rows, spans + thread * n.batch, [&](const Span* span, int64_t count) {
+            const Span* end = span + count;
+            for (const Span* s = span; s < end; ++s) {
+                const int64_t place = s->place * n.Ms * group;
+                assign.template softmax<true>(s->row, s->slot, s->count, r.p + place, r.q + place);
             }
-        }
-        if (a.dw) product<T>(n.K, n.D, rows, r.z, 1, n.Zs, dy, n.D, r.dw, n.D, true);
+            for (const Span* s = span; s < end; ++s) {
+                const int64_t i = s->row - start;
+                const int32_t* col = a.col + s->slot;
+                const auto neighbour = [&](int64_t k) EQC_INLINE_LAMBDA { return x + int64_t(col[k]) * n.C; };
+                const Grouped<T> weights{r.p + s->place * n.Ms * group, n.Ms};
+                if (a.dw) gather<T>(n.M, n.C, weights, neighbour, s->count, r.z + i * n.Zs, !s->first);
+                if (!edges_wanted) continue;
+                Turned<T>::turn(n, r.dz + i * n.Zs, r.turned);
+                inner_products<T>(n, r.turned, neighbour, s->count, r.g + s->place * n.Ms * group);
+            }
+            if (!edges_wanted) return;
+            for (const Span* s = span; s < end; ++s)
+                for (int64_t k = 0; k < s->count; k += group) {
+                    const int64_t place = (s->place * group + k) * n.Ms;
+                    logits(s->slot + k, int(smaller(group, s->count - k)), r, r.p + place, r.q + place, r.g + place,
+                           r.da + (s->row - start) * n.Ms);
+                }
+            if (!a.dx) return;
+            for (const Span* s = span; s < end; ++s) {
+                const int32_t* local = a.local + s->slot;
+                scatter<T>(n.M, n.C, Grouped<T>{r.p + s->place * n.Ms * group, n.Ms}, r.dz + (s->row - start) * n.Zs,
+                           s->count, [&](int64_t k) EQC_INLINE_LAMBDA { return r.dx + int64_t(local[k]) * n.C; });
+            }
+        });
+        if (a.dw) outer.add(rows, r.z, n.Zs, dy, n.D, r.factors, r.dw);
         const auto own = [&](int64_t i) EQC_INLINE_LAMBDA { return centre + i * n.C; };
         if (a.du) gather<T>(n.M, n.C, Plain<T>{r.da, n.Ms}, own, rows, r.dut, true);
         for (int64_t i = 0; a.dc && i < rows; ++i) accumulate(r.dc, r.da + i * n.Ms, n.Ms);
@@ -285,16 +315,12 @@ struct Backward {
             product<T>(rows, n.C, n.M, r.da, n.Ms, 1, ut, n.C, shared ? dcentre : dcentre + start * n.C, n.C, shared);
     }
 
-    /* The gradients at eight edges from slot `slot` on. */
-    EQC_INLINE void edges(int64_t slot, int count, const Room& r, const T* p, const T* q, const T* dz, T* da) {
-        const T* x[group];
-        for (int k = 0; k < group; ++k)
-            x[k] = static_cast<const T*>(a.x) + int64_t(a.col[slot + (k < count ? k : count - 1)]) * n.C;
-        inner_products<T>(n, r.turned, x, count, r.g);
+    /* What the logits and weights of eight edges from slot `slot` on get, of the inner products `products` [edges, Ms]. */
+    EQC_INLINE void logits(int64_t slot, int count, const Room& r, const T* p, const T* q, const T* products, T* da) {
         T* g = r.by_matrix;
         for (int64_t m = 0; m < n.Ms; m += group) {
             Eight<T> block[group];
-            for (int k = 0; k < group; ++k) block[k] = load8(r.g + (k < count ? k : count - 1) * n.Ms + m);
+            for (int k = 0; k < group; ++k) block[k] = load8(products + (k < count ? k : count - 1) * n.Ms + m);
             transpose(block);
             for (int k = 0; k < group; ++k) store8(g + (m + k) * group, block[k]);
         }
@@ -326,11 +352,6 @@ struct Backward {
                 }
             }
             store8(da + m, sum);
-        }
-        if (a.dx) {
-            T* dx[group];
-            for (int k = 0; k < group; ++k) dx[k] = r.dx + int64_t(a.local[slot + (k < count ? k : count - 1)]) * n.C;
-            scatter<T>(n.M, n.C, p, dz, count, dx);
         }
     }
 };

@@ -22,13 +22,13 @@ EQC_INLINE void with_count(int count, const Body& body) {
     body(std::integral_constant<int, most>());
 }
 
-/* Weights as Assignment::softmax writes them. */
+/* Weights as Assignment::softmax writes them: of edge e and matrix m at p[(e / 8) * 8 * Ms + m * 8 + e % 8]. */
 template <class T>
 struct Grouped {
     const T* p;
     int64_t Ms;
-    static constexpr int step = group;
-    EQC_INLINE const T* operator()(int64_t e) const { return p + (e / group) * Ms * group + e % group; }
+    static constexpr int run = group, step = group;
+    const T* from(int64_t e) const { return p + e * Ms; } /* e: a multiple of eight */
 };
 
 /* Weights [edges, Ms]. */
@@ -36,8 +36,8 @@ template <class T>
 struct Plain {
     const T* p;
     int64_t Ms;
-    static constexpr int step = 1;
-    EQC_INLINE const T* operator()(int64_t e) const { return p + e * Ms; }
+    static constexpr int run = 1, step = 1;
+    const T* from(int64_t e) const { return p + e * Ms; }
 };
 
 /* out[m, 0:n] (+)= sum_e weights(e)[m] row(e)[0:n] for MB matrices and V vectors of channels. */
@@ -45,12 +45,15 @@ template <class T, int MB, int V, bool full, class Weights, class Row>
 EQC_INLINE void gather_block(const Weights& weights, int64_t m, const Row& row, int64_t count, int last, T* out,
                              int64_t ldo, bool add) {
     typename Vector<T>::type sum[MB][V] = {};
-    for (int64_t e = 0; e < count; ++e) {
-        typename Vector<T>::type right[V];
-        load_row<T, V, full>(row(e), last, right);
-        const T* p = weights(e) + m * Weights::step;
-        for (int k = 0; k < MB; ++k)
-            for (int j = 0; j < V; ++j) sum[k][j] += p[k * Weights::step] * right[j];
+    for (int64_t start = 0; start < count; start += Weights::run) {
+        const T* p = weights.from(start) + m * Weights::step;
+        const int64_t run = smaller(Weights::run, count - start);
+        for (int64_t e = 0; e < run; ++e) {
+            typename Vector<T>::type right[V];
+            load_row<T, V, full>(row(start + e), last, right);
+            for (int k = 0; k < MB; ++k)
+                for (int j = 0; j < V; ++j) sum[k][j] += p[e + k * Weights::step] * right[j];
+        }
     }
     for (int k = 0; k < MB; ++k) store_row<T, V, full>(out + k * ldo, last, sum[k], add);
 }
@@ -89,7 +92,7 @@ inline void gather_transformed_columns(int64_t M, int64_t D, const Grouped<T>& w
                                        int64_t count, int last, T* y) {
     typename Vector<T>::type sum[4][V] = {};
     for (int64_t e = 0; e < count; ++e) {
-        const T *row = h + int64_t(col[e]) * M * D, *p = weights(e);
+        const T *row = h + int64_t(col[e]) * M * D, *p = weights.from(e / group * group) + e % group;
         int64_t m = 0;
         for (; m + 4 <= M; m += 4)
             for (int k = 0; k < 4; ++k) {
@@ -205,17 +208,19 @@ EQC_INLINE void inner_block(const Sizes<T>& n, const T* turned, const T* const* 
     }
 }
 
-/* g[e, m] = sum_c dz[m, c] x_e[c] for at most eight neighbours. */
-template <class T>
-EQC_INLINE void inner_products(const Sizes<T>& n, const T* turned, const T* const* x, int count, T* g) {
+/* g[e, m] = sum_c dz[m, c] row(e)[c]. */
+template <class T, class Row>
+EQC_INLINE void inner_products(const Sizes<T>& n, const T* turned, const Row& row, int64_t count, T* g) {
     constexpr int step = Vector<T>::lanes / Turned<T>::pair;
-    for (int start = 0; start < count; start += kernel_rows)
-        with_count<kernel_rows>(count - start, [&](auto edges) EQC_INLINE_LAMBDA {
+    for (int64_t start = 0; start < count; start += kernel_rows)
+        with_count<kernel_rows>(int(smaller(kernel_rows, count - start)), [&](auto edges) EQC_INLINE_LAMBDA {
             constexpr int EB = decltype(edges)::value;
+            const T* x[EB];
+            for (int e = 0; e < EB; ++e) x[e] = row(start + e);
             int64_t m = 0;
             for (; m + 2 * step <= n.Ms; m += 2 * step)
-                inner_block<T, EB, 2>(n, turned + m * Turned<T>::pair, x + start, g + start * n.Ms + m);
-            if (m < n.Ms) inner_block<T, EB, 1>(n, turned + m * Turned<T>::pair, x + start, g + start * n.Ms + m);
+                inner_block<T, EB, 2>(n, turned + m * Turned<T>::pair, x, g + start * n.Ms + m);
+            if (m < n.Ms) inner_block<T, EB, 1>(n, turned + m * Turned<T>::pair, x, g + start * n.Ms + m);
         });
 }
 
@@ -231,21 +236,24 @@ EQC_INLINE void scatter_block(int64_t M, int64_t C, const T* p, const T* dz, T* 
     for (int e = 0; e < EB; ++e) store_row<T, V, full>(out[e] + c, last, sum[e], true);
 }
 
-/* out_e[0:C] += sum_m p[m, e] dz[m, 0:C] for at most eight neighbours, which may be the same. */
-template <class T>
-EQC_INLINE void scatter(int64_t M, int64_t C, const T* p, const T* dz, int count, T* const* out) {
+/* row(e)[0:C] += sum_m weights(e)[m] dz[m, 0:C]; rows may be the same. */
+template <class T, class Row>
+EQC_INLINE void scatter(int64_t M, int64_t C, const Grouped<T>& weights, const T* dz, int64_t count, const Row& row) {
     constexpr int lanes = Vector<T>::lanes;
-    for (int start = 0; start < count; start += kernel_rows)
-        with_count<kernel_rows>(count - start, [&](auto edges) EQC_INLINE_LAMBDA {
+    for (int64_t start = 0; start < count; start += kernel_rows)
+        with_count<kernel_rows>(int(smaller(kernel_rows, count - start)), [&](auto edges) EQC_INLINE_LAMBDA {
             constexpr int EB = decltype(edges)::value;
+            const T* p = weights.from(start / group * group) + start % group;
+            T* out[EB];
+            for (int e = 0; e < EB; ++e) out[e] = row(start + e);
             for (int64_t c = 0; c < C; c += 2 * lanes) {
                 const int64_t left = C - c;
                 if (left >= 2 * lanes)
-                    scatter_block<T, EB, 2, true>(M, C, p + start, dz, out + start, c, lanes);
+                    scatter_block<T, EB, 2, true>(M, C, p, dz, out, c, lanes);
                 else if (left > lanes)
-                    scatter_block<T, EB, 2, false>(M, C, p + start, dz, out + start, c, int(left) - lanes);
+                    scatter_block<T, EB, 2, false>(M, C, p, dz, out, c, int(left) - lanes);
                 else
-                    scatter_block<T, EB, 1, false>(M, C, p + start, dz, out + start, c, int(left));
+                    scatter_block<T, EB, 1, false>(M, C, p, dz, out, c, int(left));
             }
         });
 }

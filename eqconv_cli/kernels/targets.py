@@ -69,7 +69,7 @@ class Target:
 
 
 def _cpu_rules(machine: str) -> tuple[Rule, ...]:
-    """On x86-64 every kernel three times, to be chosen when it runs; elsewhere once, for the processor at hand."""
+    """On x86-64 every kernel four times, to be chosen when it runs; elsewhere once, for the processor at hand."""
     kernels, kernels_without = "*/*.cpp", (_COMMON, _BINDINGS, _EMULATION)
     if machine.lower() not in ("x86_64", "amd64"):
         flags = (*_OPTIMISED, "-march=native")
@@ -79,8 +79,10 @@ def _cpu_rules(machine: str) -> tuple[Rule, ...]:
         )
     avx2 = ("-mavx2", "-mfma", "-mf16c")
     avx512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+    amx = ("-mamx-tile", "-mamx-bf16")
     return (
         Rule("common/*.cpp", _OPTIMISED),
+        Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AMX", *avx2, *avx512, *amx), kernels_without, "amx"),
         Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AVX512", *avx2, *avx512), kernels_without, "avx512"),
         Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AVX2", *avx2), kernels_without, "avx2"),
         Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_PORTABLE"), kernels_without, "portable"),

@@ -41,6 +41,7 @@ built = needs("cpu")
 #: Settings that choose other code in the core.
 SETTINGS = {
     "best": {},
+    "avx512": {"instructions": "avx512"},
     "avx2": {"instructions": "avx2"},
     "portable": {"instructions": "portable"},
     "edge softmax": {"edge_softmax": True},
@@ -82,7 +83,7 @@ def test_shapes(shape, first, dtype):
 
 @built
 @pytest.mark.parametrize("shape", SHAPES[::4], ids=str)
-@pytest.mark.parametrize("instructions", ["avx2", "portable"])
+@pytest.mark.parametrize("instructions", ["avx512", "avx2", "portable"])
 def test_shapes_with_other_instructions(shape, instructions):
     for dtype in ("float32", "float64"):
         inputs = rounded(shaped(*shape), dtype)
@@ -219,7 +220,7 @@ def test_options_that_are_refused():
         call(inputs, version="fused", transform_data_first="edges")
     with pytest.raises(ValueError, match="activation='tanh' is unknown: allowed: None, relu"):
         call(inputs, activation="tanh")
-    with pytest.raises(ValueError, match="instructions='sse' is unknown: allowed: 'best', 'avx2', 'portable'"):
+    with pytest.raises(ValueError, match="instructions='sse' is unknown: allowed: 'best', 'avx512', 'avx2', 'portable'"):
         Fused(instructions="sse")
     with pytest.raises(ValueError, match="threads=-1"):
         Fused(threads=-1)

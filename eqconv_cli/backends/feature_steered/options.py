@@ -20,6 +20,7 @@ class Flag(IntFlag):
     DETERMINISTIC = 8
     AVX2 = 16
     PORTABLE = 32
+    AVX512 = 64
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Fused:
     #: On a GPU, gradients that are the same bit for bit in every run, without asking the framework for determinism. On
     #: the CPU they always are.
     deterministic: bool = False
-    #: On the CPU: the widest that there are ("best"), "avx2" or "portable".
-    instructions: Literal["best", "avx2", "portable"] = "best"
+    #: On the CPU: the best that there are, or none beyond these. "avx512" leaves out the matrix unit (AMX).
+    instructions: Literal["best", "avx512", "avx2", "portable"] = "best"
     #: None computes where the data is; "emulated" runs the CUDA kernels on the CPU.
     core: Literal["emulated"] | None = None
     #: Threads on the CPU; 0 takes as many as the framework does.
@@ -44,7 +45,7 @@ class Fused:
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("instructions", self.instructions, ("best", "avx2", "portable")),
+            ("instructions", self.instructions, ("best", "avx512", "avx2", "portable")),
             ("core", self.core, (None, "emulated")),
         ):
             if value not in allowed:
@@ -60,6 +61,7 @@ class Fused:
             + Flag.FIRST.value * first
             + Flag.STABLE.value * self.edge_softmax
             + Flag.DETERMINISTIC.value * self.deterministic
+            + Flag.AVX512.value * (self.instructions == "avx512")
             + Flag.AVX2.value * (self.instructions == "avx2")
             + Flag.PORTABLE.value * (self.instructions == "portable")
         )

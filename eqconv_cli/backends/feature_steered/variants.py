@@ -139,7 +139,7 @@ def _fused() -> Iterator[Variant]:
             yield _fused_variant(framework, order, arguments={"transform_data_first": ORDERS[order]})
         yield _fused_variant(framework, "stable", settings={"edge_softmax": True})
         yield _fused_variant(framework, "deterministic", settings={"deterministic": True}, devices=on_gpu[framework])
-    for instructions in ("avx2", "portable"):
+    for instructions in ("avx512", "avx2", "portable"):
         yield _fused_variant("numpy", instructions, settings={"instructions": instructions}, devices=("cpu",))
     yield _fused_variant("torch", "compile", arguments={"compiled": True}, devices=("cpu", "cuda"), slow=True)
     yield _fused_variant("tensorflow", "function", arguments={"mode": "function"}, devices=("cpu", "cuda"))
