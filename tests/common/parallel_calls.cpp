@@ -61,14 +61,15 @@ DOOR int meeting(int threads) {
     return int(met.size());
 }
 
-// The largest number of a thread in a parallel_for for `threads` inside a body of one for two, and its items in all.
-DOOR int64_t nested(int threads, int64_t items, int* largest) {
-    std::atomic<int64_t> seen{0};
-    std::atomic<int> most{0};
-    eqc::parallel_for(2, items, [&](int64_t, int) {
-        eqc::parallel_for(threads, items, [&](int64_t, int thread) {
-            dawdle(20000);
-            if (thread > most) most = thread;
+// The largest number of a thread in calls for `threads` inside the bodies of a call for two, and their items in all.
+DOOR int nested(int threads, int* largest) {
+    std::atomic<int> seen{0}, most{0};
+    eqc::parallel_for(2, 2, [&](int64_t, int) {
+        eqc::parallel_for(threads, threads, [&](int64_t, int thread) {
+            // Time enough for a helper to come, if one was invited.
+            const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+            while (most == 0 && std::chrono::steady_clock::now() < end) sched_yield();
+            if (thread > 0) most = thread;
             ++seen;
         });
     });
