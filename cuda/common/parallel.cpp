@@ -223,16 +223,14 @@ int thread_count(int wanted, int64_t items) {
 void parallel_for(int threads, int64_t items, const Body& body) {
     if (threads > items) threads = int(items);
     const int wanted = threads - 1 < most_helpers ? threads - 1 : most_helpers;
-    Pool* shared = wanted > 0 && !inside ? pool() : nullptr;
-    if (!shared) {
-        for (int64_t item = 0; item < items; ++item) body(item, 0);
-        return;
-    }
+    const bool outer = inside;
+    Pool* shared = wanted > 0 && !outer ? pool() : nullptr;
     Job job(body, items);
-    shared->take(job, wanted);
+    if (shared) shared->take(job, wanted);
     inside = true;
     job.work(0);
-    inside = false;
+    inside = outer;
+    if (!shared) return;
     /* In the order of the threads: once one is settled nobody is left who could invite those below it in the tree. */
     for (int k = 0; k < job.helpers; ++k) job.helper[k]->settle();
     shared->give_back(job);
