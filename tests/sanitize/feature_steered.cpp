@@ -66,25 +66,28 @@ const std::vector<Shape> shapes = {{3, 5, 2},   {1, 1, 1},    {33, 17, 9}, {17, 
 
 enum Wanted { everything, of_columns, of_values, of_centres, of_weights, nothing, wanted_count };
 
+std::vector<Memory::Kind> kinds = {Memory::heap, Memory::page};
 std::atomic<int64_t> calls{0};
 
 template <class T>
 constexpr bool is_float = sizeof(T) == sizeof(float);
 
 template <class T>
-void forward(const eqc_feature_steered& a, unsigned char junk) {
+void forward(const eqc_feature_steered& a, Memory::Kind kind, unsigned char junk) {
     const auto run = is_float<T> ? eqc_feature_steered_forward_f32 : eqc_feature_steered_forward_f64;
-    Workspace room(is_float<T> ? eqc_feature_steered_forward_f32_workspace(&a)
-                               : eqc_feature_steered_forward_f64_workspace(&a), junk);
+    Workspace room(kind, is_float<T> ? eqc_feature_steered_forward_f32_workspace(&a)
+                                     : eqc_feature_steered_forward_f64_workspace(&a),
+                   junk);
     REQUIRE(run(&a, room.data(), nullptr) == EQC_OK, "flags %d", a.flags);
     ++calls;
 }
 
 template <class T>
-void backward(const eqc_feature_steered& a, unsigned char junk) {
+void backward(const eqc_feature_steered& a, Memory::Kind kind, unsigned char junk) {
     const auto run = is_float<T> ? eqc_feature_steered_backward_f32 : eqc_feature_steered_backward_f64;
-    Workspace room(is_float<T> ? eqc_feature_steered_backward_f32_workspace(&a)
-                               : eqc_feature_steered_backward_f64_workspace(&a), junk);
+    Workspace room(kind, is_float<T> ? eqc_feature_steered_backward_f32_workspace(&a)
+                                     : eqc_feature_steered_backward_f64_workspace(&a),
+                   junk);
     REQUIRE(run(&a, room.data(), nullptr) == EQC_OK, "flags %d", a.flags);
     ++calls;
 }
@@ -121,8 +124,8 @@ struct Lists {
 template <class T>
 class Problem {
    public:
-    Problem(const Pattern& pattern, Shape shape, double logits)
-        : Problem(pattern, Lists(pattern), shape, logits, Numbers(1), int64_t(pattern.neighbours.size())) {}
+    Problem(Memory::Kind kind, const Pattern& pattern, Shape shape, double logits)
+        : Problem(kind, pattern, Lists(pattern), shape, logits, Numbers(1), int64_t(pattern.neighbours.size())) {}
 
     // The bytes of everything that forward and backward give.
     std::vector<unsigned char> results(int flags, int threads, Wanted wanted, unsigned char junk) {
@@ -135,7 +138,7 @@ class Problem {
         a.touched = a.local = nullptr;
         a.dy = nullptr;
         y_.spoil(junk);
-        forward<T>(a, junk);
+        forward<T>(a, kind_, junk);
         y_.append_to(all);
         a = a_;
         if (!(flags & EQC_FS_RELU)) a.y = nullptr;
@@ -156,7 +159,7 @@ class Problem {
             a.touched_start = nullptr;
             a.touched = a.local = nullptr;
         }
-        backward<T>(a, junk);
+        backward<T>(a, kind_, junk);
         if (a.dx) dx_.append_to(all), dv_.append_to(all);
         if (a.dvalues) dvalues_.append_to(all);
         if (a.dcentre) dcentre_.append_to(all);
@@ -171,33 +174,35 @@ class Problem {
     }
 
    private:
-    Problem(const Pattern& pattern, const Lists& lists, Shape s, double logits, Numbers n, int64_t rows)
-        : own_centre_(pattern.own_centre),
-          rowptr_("rowptr", lists.rowptr),
-          chunk_rows_("chunk_rows", lists.chunk_rows),
-          touched_start_("touched_start", lists.touched_start),
-          edge_of_slot_("edge_of_slot", lists.edge_of_slot),
-          col_("col", lists.col),
-          touched_("touched", lists.touched),
-          local_("local", lists.local),
-          x_("x", n.real(pattern.cols * s.channels, 1)),
-          centre_("centre", n.real(rows * s.channels, 1)),
-          values_("values", n.real(lists.given_edges, 1)),
-          u_("u", n.real(s.channels * s.matrices, logits)),
-          v_("v", n.real(s.channels * s.matrices, logits)),
-          c_("c", n.real(s.matrices, 1)),
-          w_("w", n.real(s.matrices * s.channels * s.outputs, 1)),
-          b_("b", n.real(s.outputs, 1)),
-          dy_("dy", n.real(rows * s.outputs, 1)),
-          y_("y", rows * s.outputs),
-          dx_("dx", pattern.cols * s.channels),
-          dcentre_("dcentre", rows * s.channels),
-          dvalues_("dvalues", lists.given_edges),
-          du_("du", s.channels * s.matrices),
-          dv_("dv", s.channels * s.matrices),
-          dc_("dc", s.matrices),
-          dw_("dw", s.matrices * s.channels * s.outputs),
-          db_("db", s.outputs) {
+    Problem(Memory::Kind kind, const Pattern& pattern, const Lists& lists, Shape s, double logits, Numbers n,
+            int64_t rows)
+        : kind_(kind),
+          own_centre_(pattern.own_centre),
+          rowptr_(kind, "rowptr", lists.rowptr),
+          chunk_rows_(kind, "chunk_rows", lists.chunk_rows),
+          touched_start_(kind, "touched_start", lists.touched_start),
+          edge_of_slot_(kind, "edge_of_slot", lists.edge_of_slot),
+          col_(kind, "col", lists.col),
+          touched_(kind, "touched", lists.touched),
+          local_(kind, "local", lists.local),
+          x_(kind, "x", n.real(pattern.cols * s.channels, 1)),
+          centre_(kind, "centre", n.real(rows * s.channels, 1)),
+          values_(kind, "values", n.real(lists.given_edges, 1)),
+          u_(kind, "u", n.real(s.channels * s.matrices, logits)),
+          v_(kind, "v", n.real(s.channels * s.matrices, logits)),
+          c_(kind, "c", n.real(s.matrices, 1)),
+          w_(kind, "w", n.real(s.matrices * s.channels * s.outputs, 1)),
+          b_(kind, "b", n.real(s.outputs, 1)),
+          dy_(kind, "dy", n.real(rows * s.outputs, 1)),
+          y_(kind, "y", rows * s.outputs),
+          dx_(kind, "dx", pattern.cols * s.channels),
+          dcentre_(kind, "dcentre", rows * s.channels),
+          dvalues_(kind, "dvalues", lists.given_edges),
+          du_(kind, "du", s.channels * s.matrices),
+          dv_(kind, "dv", s.channels * s.matrices),
+          dc_(kind, "dc", s.matrices),
+          dw_(kind, "dw", s.matrices * s.channels * s.outputs),
+          db_(kind, "db", s.outputs) {
         a_.rows = rows;
         a_.cols = pattern.cols;
         a_.edges = int64_t(lists.col.size());
@@ -226,6 +231,7 @@ class Problem {
     }
 
     eqc_feature_steered a_{};
+    Memory::Kind kind_;
     bool own_centre_;
     Array<int64_t> rowptr_, chunk_rows_, touched_start_, edge_of_slot_;
     Array<int32_t> col_, touched_, local_;
@@ -235,12 +241,15 @@ class Problem {
 // The same bits for any number of threads, and whatever was in the memory before.
 template <class T>
 void compare_threads(const Pattern& pattern, Shape shape, double logits, int flags, Wanted wanted) {
-    Problem<T> problem(pattern, shape, logits);
-    const auto expected = problem.results(flags, 1, wanted, 0);
-    for (int threads = 1; threads <= 4; ++threads)
-        REQUIRE(problem.results(flags, threads, wanted, 0xff) == expected,
-                "other results with %d threads: %s, %d channels, %d outputs, %d matrices, flags %d", threads,
-                pattern.name, int(shape.channels), int(shape.outputs), int(shape.matrices), flags);
+    std::vector<unsigned char> expected;
+    for (Memory::Kind kind : kinds) {
+        Problem<T> problem(kind, pattern, shape, logits);
+        if (expected.empty()) expected = problem.results(flags, 1, wanted, 0);
+        for (int threads = 1; threads <= 4; ++threads)
+            REQUIRE(problem.results(flags, threads, wanted, 0xff) == expected,
+                    "other results with %d threads: %s, %d channels, %d outputs, %d matrices, flags %d", threads,
+                    pattern.name, int(shape.channels), int(shape.outputs), int(shape.matrices), flags);
+    }
 }
 
 void both_types(const Pattern& pattern, Shape shape, double logits, int flags, Wanted wanted = everything) {
@@ -250,9 +259,9 @@ void both_types(const Pattern& pattern, Shape shape, double logits, int flags, W
 
 // Two callers at a time share the threads, and neither sees the other.
 void concurrent(const Pattern& pattern, Shape shape) {
-    const auto expected = Problem<float>(pattern, shape, 1).results(0, 1, everything, 0);
+    const auto expected = Problem<float>(Memory::heap, pattern, shape, 1).results(0, 1, everything, 0);
     const auto call = [&] {
-        Problem<float> problem(pattern, shape, 1);
+        Problem<float> problem(Memory::heap, pattern, shape, 1);
         for (int k = 0; k < 5; ++k) REQUIRE(problem.results(0, 3, everything, 0xff) == expected, "call %d", k);
     };
     std::thread first(call), second(call);
@@ -270,8 +279,12 @@ void null_pointers() {
 
 }  // namespace
 
+// feature_steered [ARRAY heap|page]: with a planted fault.
 int main(int count, char** words) {
-    if (count > 1) short_array = words[1];
+    if (count > 2) {
+        short_array = words[1];
+        kinds = {words[2] == std::string("page") ? Memory::page : Memory::heap};
+    }
     null_pointers();
     for (int instructions : {0, int(EQC_FS_AVX2), int(EQC_FS_PORTABLE)}) {
         for (const Pattern& pattern : patterns())

@@ -37,10 +37,12 @@ def test_clean(builds: dict[str, Build], sanitizer: str, driver: str) -> None:
 
 
 @pytest.mark.parametrize("array", ["x", "centre", "rowptr", "col", "local", "w", "y", "dx", "dvalues", "dw"])
-def test_an_array_that_ends_too_early_is_seen(builds: dict[str, Build], array: str) -> None:
-    done = run(builds["address"].program("feature_steered"), array)
+@pytest.mark.parametrize(("memory", "message"), [("heap", "heap-buffer-overflow"), ("page", "SEGV on unknown address")])
+def test_an_array_that_ends_too_early_is_seen(builds: dict[str, Build], array: str, memory: str, message: str) -> None:
+    done = run(builds["address"].program("feature_steered"), array, memory)
     assert done.returncode != 0
-    assert "heap-buffer-overflow" in done.stderr
+    assert message in done.stderr
+    assert str(CUDA) in done.stderr
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
