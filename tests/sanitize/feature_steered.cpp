@@ -109,6 +109,7 @@ struct Lists {
         while (chunk_rows.back() < rows) {
             const int64_t first = chunk_rows.back(), end = std::min(rows, first + pattern.chunk_rows);
             std::vector<int64_t> named(col.begin() + rowptr[size_t(first)], col.begin() + rowptr[size_t(end)]);
+            for (int64_t row = first; row < end && rows == pattern.cols; ++row) named.push_back(row);
             std::sort(named.begin(), named.end());
             named.erase(std::unique(named.begin(), named.end()), named.end());
             for (int64_t slot = rowptr[size_t(first)]; slot < rowptr[size_t(end)]; ++slot)
