@@ -1,10 +1,11 @@
 # make verify: install into .venv, build the kernels and prove every variant equal to its reference. make test: the whole test suite.
+# make sanitize: the core for the CPU under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: verify test test-fast lint format bench clean
+.PHONY: verify test test-fast sanitize lint format bench clean
 
 verify: $(STAMP)
 	$(BIN)/eqconv build-kernels
@@ -17,6 +18,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
+
+sanitize: $(STAMP)
+	$(BIN)/python -m pytest tests/sanitize
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 /* The calling convention of every compiled operation, the same on the CPU, on CUDA and emulated.
  *
  * A family declares one plain struct with everything an operation reads and writes, and one EQC_OPERATION for each
- * operation. All memory belongs to the caller; nothing is allocated inside, no exception leaves, and there is no global
- * state, so calls from several threads do not meet. Pointers are host memory for the cpu and the emulated build and
+ * operation. All memory belongs to the caller; nothing is allocated inside, no exception leaves, and the only global
+ * state is the cpu's pool of threads, so calls from several threads do not meet. Pointers are host memory for the cpu and the emulated build and
  * device memory for the cuda build; the struct itself and `stream` (a cudaStream_t, or NULL) are always host values.
  *
  * Python reads the structs from the headers (eqconv_cli/kernels/contract.py), so inside `typedef struct` keep to one

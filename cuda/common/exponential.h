@@ -25,7 +25,7 @@ EQC_INLINE void exponentials(float* x, int64_t count) {
         const float biased = whole + (12582912.0f + 127.0f);
         int32_t bits;
         std::memcpy(&bits, &biased, sizeof bits);
-        bits <<= 23;
+        bits = int32_t(uint32_t(bits) << 23);
         float scale;
         std::memcpy(&scale, &bits, sizeof scale);
         x[i] = x[i] < -87.0f ? 0.0f : sum * scale;

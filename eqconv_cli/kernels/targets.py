@@ -21,6 +21,8 @@ _OPTIMISED = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contrac
 _SHARED = ("-shared", "-pthread")
 #: What is missing is found by the linker, not by the first user.
 _COMPLETE = "-Wl,--no-undefined"
+#: The helper threads of ``common/parallel.cpp`` stay in its code after the last user has closed the library.
+_STAYING = "-Wl,-z,nodelete"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ _ALL = (
         noun="core for the CPU",
         tool="c++",
         rules=_cpu_rules(platform.machine()),
-        link=(*_SHARED, _COMPLETE),
+        link=(*_SHARED, _COMPLETE, _STAYING),
         enables="the fused variants on the CPU",
     ),
     Target(
