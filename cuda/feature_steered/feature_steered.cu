@@ -1247,7 +1247,8 @@ struct RowGradient {
     T* da;        // [rows, M] or NULL
     T* dvalues;   // or NULL
     T* dlogits;   // [edges, M]; NULL when one chunk suffices and nothing else reads them
-    T* means;     // [edges]; NULL when one chunk suffices
+    T* means;     // [edges] over the matrices, of what exceeds the top; NULL when one chunk suffices
+    T* tops;      // [edges] g of the likeliest matrix; likewise
     int64_t cols;
     int64_t edges;
     int64_t given_edges;
@@ -1280,6 +1281,14 @@ __device__ __forceinline__ void add(Pointer to, bool vectors, int valid, const T
             atomicAdd(to + i, value[i]);
         }
     }
+}
+
+/* The value of the group's lane whose key is largest, the same in all its lanes. */
+template <int kLanes, class T>
+__device__ __forceinline__ T of_largest(T key, T value) {
+    const int first = lane_index() / kLanes * kLanes;
+    const unsigned holders = __ballot_sync(kAllLanes, key == eqc::group_max<kLanes>(key)) >> first;
+    return __shfl_sync(kAllLanes, value, first + ((__ffs(int(holders)) - 1) & (kLanes - 1)));  // none: NaN keys
 }
 
 /* One pass of a warp over the edges of a row, for one chunk (m0, c0) of dz: lane l has matrix m0 + l % kMatrices of
@@ -1385,9 +1394,12 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
             }
         }
         if (whole) {
-            const T mean = eqc::group_sum<kLanes>(mine ? q * g : T(0));
+            /* Means are taken of what exceeds the likeliest matrix: in a saturated softmax all digits are in the
+             * difference. */
+            const T top = of_largest<kLanes>(q, g);
+            const T mean = eqc::group_sum<kLanes>(mine ? q * (g - top) : T(0));
             if (mine) {
-                const T dl = weight * q * (g - mean);
+                const T dl = weight * q * ((g - top) - mean);
                 da += dl;
                 if (p.keep) {
                     dlogits[position * s.matrices + m] = dl;
@@ -1396,7 +1408,7 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
                 }
             }
             if (p.dvalues != nullptr && valid && lane % kLanes == 0) {
-                dvalues[edge_at(s, position)] = mean;
+                dvalues[edge_at(s, position)] = mean + top;
             }
         } else if (mine) {
             const int64_t at = position * s.matrices + m;
@@ -1408,7 +1420,7 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
     return da;
 }
 
-/* After all chunks: each edge's mean over the matrices. */
+/* After all chunks: each edge's mean over the matrices, in two parts, see `sweep`. */
 template <class T>
 __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row, int64_t begin, int64_t end, int phase,
                                             int stride_steps, const Staged<T>& staged, bool filled) {
@@ -1418,23 +1430,39 @@ __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row
     const int lane = lane_index();
     auto dvalues = eqc_view(p.dvalues, p.dvalues == nullptr ? 0 : p.given_edges);
     auto means = eqc_view(p.means, p.edges);
+    auto tops = eqc_view(p.tops, p.edges);
+    auto dlogits = eqc_view(p.dlogits, p.edges * s.matrices);
     for (int64_t base = begin + int64_t(phase) * S::kEdges; base < end; base += int64_t(stride_steps) * S::kEdges) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
         const int32_t j = valid ? s.neighbour[position] : 0;
-        T mean = 0;
+        T largest = 0;  // q among this lane's matrices so far
+        T top = 0;      // g of the matrix that has it
+        T mean = 0;     // of what exceeds the top
+        T total = 0;    // q
         for (int m0 = 0; m0 < s.matrices; m0 += kLanes) {
             const int m = m0 + lane % kLanes;
             __syncwarp();
             const T q = assignment(s, row, m0, own_factor(s, row, m0), valid, j, staged.total,
                                    staged.place(base, S::kEdges, lane / kLanes), filled || m0 > 0);
-            mean += valid && m < s.matrices ? q * p.dlogits[position * s.matrices + m] : T(0);
+            if (valid && m < s.matrices) {
+                const T g = dlogits[position * s.matrices + m];
+                if (q > largest) {
+                    mean += total * (top - g);
+                    largest = q;
+                    top = g;
+                }
+                mean += q * (g - top);
+                total += q;
+            }
         }
-        mean = eqc::group_sum<kLanes>(mean);
+        const T common = of_largest<kLanes>(largest, top);
+        mean = eqc::group_sum<kLanes>(mean + total * (top - common));
         if (valid && lane % kLanes == 0) {
             means[position] = mean;
+            tops[position] = common;
             if (p.dvalues != nullptr) {
-                dvalues[edge_at(s, position)] = mean;
+                dvalues[edge_at(s, position)] = mean + common;
             }
         }
     }
@@ -1452,6 +1480,8 @@ __device__ __forceinline__ T sweep_logits(const RowGradient<T>& p, int m0, int64
     const int m = m0 + lane % kLanes;
     auto ds = eqc_view(p.ds, p.ds == nullptr ? 0 : p.cols * s.matrices);
     auto dlogits = eqc_view(p.dlogits, p.edges * s.matrices);
+    const auto means = eqc_view(p.means, p.edges);
+    const auto tops = eqc_view(p.tops, p.edges);
     const T factor = own_factor(s, row, m0);
     T da = 0;
     for (int64_t base = begin + int64_t(phase) * S::kEdges; base < end; base += int64_t(stride_steps) * S::kEdges) {
@@ -1462,7 +1492,7 @@ __device__ __forceinline__ T sweep_logits(const RowGradient<T>& p, int m0, int64
                                staged.place(base, S::kEdges, lane / kLanes), true);
         if (valid && m < s.matrices) {
             const int64_t at = position * s.matrices + m;
-            const T dl = s.values[edge_at(s, position)] * q * (T(dlogits[at]) - p.means[position]);
+            const T dl = s.values[edge_at(s, position)] * q * ((T(dlogits[at]) - tops[position]) - means[position]);
             da += dl;
             if (p.keep) {
                 dlogits[at] = dl;
@@ -2084,6 +2114,7 @@ struct BackwardSpace {
     T* ds_cols = nullptr;
     T* dlogits = nullptr;
     T* means = nullptr;
+    T* tops = nullptr;
     T* du_parts = nullptr;
     T* dv_parts = nullptr;
     double* dc_parts = nullptr;
@@ -2127,6 +2158,7 @@ struct BackwardSpace {
         }
         if (!whole) {
             means = space.take<T>(p.edges);
+            tops = space.take<T>(p.edges);
         }
         if (sums) {
             du_parts = space.take<T>(logit_slices * p.channels * p.matrices);
@@ -2236,6 +2268,7 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
     pass.dvalues = dvalues;
     pass.dlogits = space.dlogits;
     pass.means = space.means;
+    pass.tops = space.tops;
     pass.cols = p.cols;
     pass.edges = p.edges;
     pass.given_edges = p.given_edges;

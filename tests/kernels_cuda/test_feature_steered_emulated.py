@@ -168,6 +168,20 @@ def test_a_saturated_softmax_has_no_gradient(flags: int) -> None:
 
 
 @both_dtypes
+@every_way
+@pytest.mark.parametrize("matrices", [2, 8, 12, 33])
+def test_an_almost_saturated_softmax(dtype: str, flags: int, matrices: int) -> None:
+    """Large features under a q of almost 1: the gradients of the logits are small differences of large numbers."""
+    problem = random_problem(
+        rows=40, edges=200, channels=6, matrices=matrices, offset=300.0, steepness=0.3, dtype=dtype
+    )
+    problem.v = -problem.u
+    # In float64 the oracle loses the same digits, since it takes the difference as the formula has it.
+    problem.c[matrices // 2] += 12 if dtype == "float32" else 4
+    assert_matches(problem, flags)
+
+
+@both_dtypes
 @both_sums
 @pytest.mark.parametrize("matrices", [4, 20], ids=["one chunk", "many chunks"])
 def test_hard_logits(dtype: str, flags: int, matrices: int) -> None:
