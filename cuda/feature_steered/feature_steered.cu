@@ -107,17 +107,19 @@ __device__ __forceinline__ T own_factor(const Steering<T>& s, int64_t row, int m
 }
 
 /* q for matrix m of one edge from the logits of its ends, with its own maximum; kMatrices lanes share the edge and each
- * has its own m. Out of line: it is seldom needed, and inlined it would take registers from the common case. */
+ * has its own m. Seldom needed, so its loops are kept small: unrolled they would take registers from the common case. */
 template <class T>
-__device__ __noinline__ T exact_assignment(const T* own, const T* other, int matrices, int m) {
+__device__ __forceinline__ T exact_assignment(const T* own, const T* other, int matrices, int m) {
     constexpr int kLanes = Shape<T>::kMatrices;
     T largest = Shape<T>::kLowest;
+#pragma unroll 1
     for (int k = m % kLanes; k < matrices; k += kLanes) {
         const T logit = own[k] + other[k];
         largest = logit > largest ? logit : largest;
     }
     largest = eqc::group_max<kLanes>(largest);
     T total = 0;
+#pragma unroll 1
     for (int k = m % kLanes; k < matrices; k += kLanes) {
         total += eqc::exponential(own[k] + other[k] - largest);
     }
@@ -176,6 +178,7 @@ __device__ __forceinline__ T assignment(const Steering<T>& s, int64_t row, int m
         } else {
             if (s.matrices > kLanes) {
                 total = 0;
+#pragma unroll 1
                 for (int k = m % kLanes; k < s.matrices && valid; k += kLanes) {
                     total += s.own_exp[row * s.matrices + k] * s.other_exp[other + k];
                 }
@@ -215,6 +218,7 @@ __device__ __forceinline__ void gather(const Steering<T>& s, const T* x, int cha
         z[k] = 0;
     }
     const T factor = own_factor(s, row, m0);
+#pragma unroll 1
     for (int64_t base = begin + int64_t(phase) * kBatch; base < end; base += int64_t(stride) * kBatch) {
         const int count = end - base < kBatch ? int(end - base) : kBatch;
         const int place = staged.place(base, count, lane);
@@ -230,6 +234,7 @@ __device__ __forceinline__ void gather(const Steering<T>& s, const T* x, int cha
             const int32_t j = __shfl_sync(kAllLanes, column, k);
             value[k] = has_channel && k < count ? features[int64_t(j) * channels] : T(0);
         }
+#pragma unroll 1
         for (int step = 0; step < count; step += kEdges) {
             const int e = step + lane / kMatrices;
             const int32_t j = __shfl_sync(kAllLanes, column, e);
@@ -239,6 +244,7 @@ __device__ __forceinline__ void gather(const Steering<T>& s, const T* x, int cha
                                staged.place(base + step, kEdges, lane / kMatrices), filled);
         }
         __syncwarp();
+#pragma unroll 1
         for (int e = 0; e < count; e += kAhead) {
             if (e > 0) {
 #pragma unroll
@@ -490,6 +496,7 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
     const P place;
     const eqc_shared_ptr<T> a = tile + place.row * Shape<T>::kPitch + place.group * P::kShare;
     const int steps = (depth + P::kDepth - 1) / P::kDepth;
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         eqc::copies_arrive();
         __syncthreads();
@@ -1349,6 +1356,7 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
     int64_t base = begin + int64_t(phase) * S::kEdges;
     int32_t j = source(base);
     load_features(j, base + lane / kLanes < end);
+#pragma unroll 1
     while (base < end) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
@@ -1432,6 +1440,7 @@ __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row
     auto means = eqc_view(p.means, p.edges);
     auto tops = eqc_view(p.tops, p.edges);
     auto dlogits = eqc_view(p.dlogits, p.edges * s.matrices);
+#pragma unroll 1
     for (int64_t base = begin + int64_t(phase) * S::kEdges; base < end; base += int64_t(stride_steps) * S::kEdges) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
@@ -1440,6 +1449,7 @@ __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row
         T top = 0;      // g of the matrix that has it
         T mean = 0;     // of what exceeds the top
         T total = 0;    // q
+#pragma unroll 1
         for (int m0 = 0; m0 < s.matrices; m0 += kLanes) {
             const int m = m0 + lane % kLanes;
             __syncwarp();
@@ -1484,6 +1494,7 @@ __device__ __forceinline__ T sweep_logits(const RowGradient<T>& p, int m0, int64
     const auto tops = eqc_view(p.tops, p.edges);
     const T factor = own_factor(s, row, m0);
     T da = 0;
+#pragma unroll 1
     for (int64_t base = begin + int64_t(phase) * S::kEdges; base < end; base += int64_t(stride_steps) * S::kEdges) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
@@ -1553,7 +1564,7 @@ __global__ void __launch_bounds__(kThreads, 2) row_gradient(RowGradient<T> p) {
     const int warp = warp_index();
     load_starts(s.start, s.rows, row0, first);
     __syncthreads();
-    const bool any_long = has_long_row(first);
+    const int turns = kRows / kWarps + (has_long_row(first) ? kRows : 0);
     const Staged<T> staged(S::kStagedAt, first[0]);
     stage_edges(s, first[kRows], staged);
     bool again = false;
@@ -1591,22 +1602,18 @@ __global__ void __launch_bounds__(kThreads, 2) row_gradient(RowGradient<T> p) {
                     __syncthreads();
                 }
             }
-            for (int t = warp; t < tile_rows; t += kWarps) {
-                if (first[t + 1] - first[t] <= kLongRow) {
-                    const T da = sweep(p, tile + t * kColumns, m0, c0, row0 + t, first[t], first[t + 1], 0, 1, staged,
-                                       batch, again, whole);
-                    if (whole) {
-                        store_da(p, row0 + t, m0, da, false, partial);
-                    }
+            /* Each warp its own rows, then all warps together the long ones, as in gather_tile. */
+#pragma unroll 1
+            for (int turn = 0; turn < turns; ++turn) {
+                const bool together = turn >= kRows / kWarps;
+                const int t = together ? turn - kRows / kWarps : turn * kWarps + warp;
+                if ((first[t + 1] - first[t] > kLongRow) != together || t >= tile_rows) {
+                    continue;
                 }
-            }
-            for (int t = 0; t < tile_rows && any_long; ++t) {
-                if (first[t + 1] - first[t] > kLongRow) {
-                    const T da = sweep(p, tile + t * kColumns, m0, c0, row0 + t, first[t], first[t + 1], warp, kWarps,
-                                       staged, batch, again, whole);
-                    if (whole) {
-                        store_da(p, row0 + t, m0, da, true, partial);
-                    }
+                const T da = sweep(p, tile + t * kColumns, m0, c0, row0 + t, first[t], first[t + 1],
+                                   together ? warp : 0, together ? kWarps : 1, staged, batch, again, whole);
+                if (whole) {
+                    store_da(p, row0 + t, m0, da, together, partial);
                 }
             }
             again = true;
@@ -1615,26 +1622,22 @@ __global__ void __launch_bounds__(kThreads, 2) row_gradient(RowGradient<T> p) {
     if (whole) {
         return;
     }
-    for (int t = warp; t < tile_rows; t += kWarps) {
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+        const bool together = turn >= kRows / kWarps;
+        const int t = together ? turn - kRows / kWarps : turn * kWarps + warp;
         const int64_t begin = first[t];
         const int64_t end = first[t + 1];
-        if (end - begin <= kLongRow) {
-            sweep_means(p, row0 + t, begin, end, 0, 1, staged, p.dx != nullptr);
-            for (int m0 = 0; m0 < s.matrices; m0 += S::kMatrices) {
-                const T da = sweep_logits(p, m0, row0 + t, begin, end, 0, 1, staged);
-                store_da(p, row0 + t, m0, da, false, partial);
-            }
+        if ((end - begin > kLongRow) != together || t >= tile_rows) {
+            continue;
         }
-    }
-    for (int t = 0; t < tile_rows && any_long; ++t) {
-        const int64_t begin = first[t];
-        const int64_t end = first[t + 1];
-        if (end - begin > kLongRow) {
-            sweep_means(p, row0 + t, begin, end, warp, kWarps, staged, p.dx != nullptr);
-            for (int m0 = 0; m0 < s.matrices; m0 += S::kMatrices) {
-                const T da = sweep_logits(p, m0, row0 + t, begin, end, warp, kWarps, staged);
-                store_da(p, row0 + t, m0, da, true, partial);
-            }
+        const int phase = together ? warp : 0;
+        const int stride_steps = together ? kWarps : 1;
+        sweep_means(p, row0 + t, begin, end, phase, stride_steps, staged, p.dx != nullptr);
+#pragma unroll 1
+        for (int m0 = 0; m0 < s.matrices; m0 += S::kMatrices) {
+            const T da = sweep_logits(p, m0, row0 + t, begin, end, phase, stride_steps, staged);
+            store_da(p, row0 + t, m0, da, together, partial);
         }
     }
 }
