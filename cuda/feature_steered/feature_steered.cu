@@ -82,15 +82,23 @@ template <class T>
 struct Steering {
     const T* own;        // [rows, M] logits
     const T* own_exp;    // [rows, M] exp(logit - largest of the row); NULL: every edge from its own logits
-    const T* other;      // [., M]
-    const T* other_exp;  // [., M]
+    const T* other;      // [others, M]
+    const T* other_exp;  // [others, M]
     const int64_t* start;      // [rows + 1]
     const int32_t* neighbour;  // by position
     const int64_t* slot;       // position -> slot in row order; NULL: the same
     const int64_t* edge;       // slot -> entry of values; NULL: the same
     const T* values;
     int64_t rows;
+    int64_t others;
     int matrices;
+
+    __device__ __forceinline__ auto own_factors() const {
+        return eqc_view(own_exp, own_exp == nullptr ? 0 : rows * matrices);
+    }
+    __device__ __forceinline__ auto other_factors() const {
+        return eqc_view(other_exp, other_exp == nullptr ? 0 : others * matrices);
+    }
 };
 
 template <class T>
@@ -103,13 +111,13 @@ __device__ __forceinline__ int64_t edge_at(const Steering<T>& s, int64_t positio
 template <class T>
 __device__ __forceinline__ T own_factor(const Steering<T>& s, int64_t row, int m0) {
     const int m = m0 + lane_index() % Shape<T>::kMatrices;
-    return s.own_exp != nullptr && m < s.matrices && row < s.rows ? s.own_exp[row * s.matrices + m] : T(0);
+    return s.own_exp != nullptr && m < s.matrices && row < s.rows ? T(s.own_factors()[row * s.matrices + m]) : T(0);
 }
 
 /* q for matrix m of one edge from the logits of its ends, with its own maximum; kMatrices lanes share the edge and each
- * has its own m. Seldom needed, so its loops are kept small: unrolled they would take registers from the common case. */
-template <class T>
-__device__ __forceinline__ T exact_assignment(const T* own, const T* other, int matrices, int m) {
+ * has its own m. Seldom needed, so its loops stay small: unrolled they would take registers from the common case. */
+template <class T, class Pointer>
+__device__ __forceinline__ T exact_assignment(Pointer own, Pointer other, int matrices, int m) {
     constexpr int kLanes = Shape<T>::kMatrices;
     T largest = Shape<T>::kLowest;
 #pragma unroll 1
@@ -171,7 +179,9 @@ __device__ __forceinline__ T assignment(const Steering<T>& s, int64_t row, int m
     T q = 0;
     bool good = !valid;
     if (s.own_exp != nullptr) {
-        const T product = valid && m < s.matrices ? factor * s.other_exp[other + m] : T(0);
+        const auto own_factors = s.own_factors();
+        const auto other_factors = s.other_factors();
+        const T product = valid && m < s.matrices ? factor * other_factors[other + m] : T(0);
         T total = product;
         if (s.matrices > kLanes && place >= 0 && filled) {
             total = valid ? T(totals[place]) : T(0);
@@ -180,7 +190,7 @@ __device__ __forceinline__ T assignment(const Steering<T>& s, int64_t row, int m
                 total = 0;
 #pragma unroll 1
                 for (int k = m % kLanes; k < s.matrices && valid; k += kLanes) {
-                    total += s.own_exp[row * s.matrices + k] * s.other_exp[other + k];
+                    total += own_factors[row * s.matrices + k] * other_factors[other + k];
                 }
             }
             total = eqc::group_sum<kLanes>(total);
@@ -197,7 +207,9 @@ __device__ __forceinline__ T assignment(const Steering<T>& s, int64_t row, int m
             return q;
         }
     }
-    const T exact = exact_assignment(s.own + row * s.matrices, s.other + other, valid ? s.matrices : 0, m);
+    const T exact =
+        exact_assignment<T>(eqc_view(s.own, s.rows * s.matrices) + row * s.matrices,
+                            eqc_view(s.other, s.others * s.matrices) + other, valid ? s.matrices : 0, m);
     return good ? q : exact;
 }
 
@@ -679,6 +691,7 @@ template <class T, int kParts>
 __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
     EQC_SHARED_ARRAY(T, weights, kParts * 32 * kLogitMatrices);
     EQC_SHARED_ARRAY(T, means, 32);
+    const auto mean_of = eqc_view(p.mean, p.channels);
     const int lane = lane_index();
     const int m = int(blockIdx.y) * kLogitMatrices + lane % kLogitMatrices;
     const int64_t row0 = int64_t(blockIdx.x) * kLogitRows + warp_index() * 16 + lane / kLogitMatrices;
@@ -700,7 +713,7 @@ __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
             }
         }
         if (threadIdx.x < 32) {
-            means[threadIdx.x] = c0 + int(threadIdx.x) < p.channels ? p.mean[c0 + threadIdx.x] : T(0);
+            means[threadIdx.x] = c0 + int(threadIdx.x) < p.channels ? T(mean_of[c0 + threadIdx.x]) : T(0);
         }
         __syncthreads();
         const int width = p.channels - c0 < 32 ? p.channels - c0 : 32;
@@ -729,13 +742,14 @@ __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
         const LogitPart<T> q = p.part[part];
+        const auto constant = eqc_view(q.constant, q.constant == nullptr ? 0 : p.matrices);
         auto out = eqc_view(q.out, q.rows * p.matrices);
         auto out_exp = eqc_view(q.out_exp, q.out_exp == nullptr ? 0 : q.rows * p.matrices);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             const int64_t row = row0 + 4 * r;
             const bool real = row < q.rows && m < p.matrices;
-            const T logit = sums[part][r] + (q.constant != nullptr && m < p.matrices ? q.constant[m] : T(0));
+            const T logit = sums[part][r] + (q.constant != nullptr && m < p.matrices ? T(constant[m]) : T(0));
             if (real) {
                 out[row * p.matrices + m] = logit;
             }
@@ -752,7 +766,9 @@ __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
 
 /* out[row, m] = exp(in[row, m] - largest of the row), a warp a row. */
 template <class T>
-__global__ void __launch_bounds__(kThreads) factors(const T* in, T* out_pointer, int64_t rows, int matrices) {
+__global__ void __launch_bounds__(kThreads) factors(const T* in_pointer, T* out_pointer, int64_t rows,
+                                                    int matrices) {
+    const auto in = eqc_view(in_pointer, rows * matrices);
     auto out = eqc_view(out_pointer, rows * matrices);
     const int64_t row = int64_t(blockIdx.x) * kWarps + warp_index();
     if (row >= rows) {
@@ -904,6 +920,7 @@ struct GatherTransformed {
     const T* h;  // [., M, D]
     const T* b;
     T* y;
+    int64_t cols;
     int outputs;
     bool relu;
 };
@@ -919,6 +936,7 @@ __device__ __forceinline__ void gather_transformed(const GatherTransformed<T>& p
     const Steering<T>& s = p.steering;
     const int lane = lane_index();
     const int64_t end = s.start[row + 1];
+    const auto transformed = eqc_view(p.h, p.cols * s.matrices * p.outputs);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         sums[i] = 0;
@@ -939,7 +957,7 @@ __device__ __forceinline__ void gather_transformed(const GatherTransformed<T>& p
             __syncwarp();
             for (int e = 0; e < count; ++e) {
                 const int32_t j = __shfl_sync(kAllLanes, column, e);
-                const T* h = p.h + (int64_t(j) * s.matrices + m0) * p.outputs + n0 + lane;
+                const auto h = transformed + ((int64_t(j) * s.matrices + m0) * p.outputs + n0 + lane);
                 for (int k = 0; k < matrices; ++k) {
                     const T q = batch[e * kMatrices + k];
 #pragma unroll
@@ -1102,7 +1120,10 @@ struct Reduction {
 /* out[k] = sum over the slices of partial[slice, k], in double and in a fixed order: 32 entries a block, eight strands
  * each. */
 template <class Partial, class T>
-__global__ void __launch_bounds__(kThreads) reduce(const Partial* partial, Reduction<T> p) {
+__global__ void __launch_bounds__(kThreads) reduce(const Partial* partial_pointer, Reduction<T> p) {
+    const auto partial = eqc_view(partial_pointer, p.slices * p.count);
+    const auto mean = eqc_view(p.mean, p.mean == nullptr ? 0 : p.count / p.matrices);
+    const auto carried = eqc_view(p.total, p.mean == nullptr ? 0 : p.matrices);
     EQC_SHARED_ARRAY(double, sums, kWarps * 32);
     const int64_t k = int64_t(blockIdx.x) * 32 + lane_index();
     double sum = 0;
@@ -1120,7 +1141,7 @@ __global__ void __launch_bounds__(kThreads) reduce(const Partial* partial, Reduc
             total += sums[strand * 32 + lane_index()];
         }
         if (p.mean != nullptr) {
-            total += double(p.mean[k / p.matrices]) * p.total[k % p.matrices];
+            total += double(mean[k / p.matrices]) * carried[k % p.matrices];
         }
         if (p.out != nullptr) {
             auto out = eqc_view(p.out, p.count);
@@ -1649,6 +1670,7 @@ struct ColumnLogits {
     const int64_t* start;
     const int64_t* slot;  // by position
     int64_t cols;
+    int64_t edges;
     int matrices;
 };
 
@@ -1660,6 +1682,7 @@ __global__ void __launch_bounds__(kThreads) column_logits(ColumnLogits<T> p) {
     const int lane = lane_index();
     const int warp = warp_index();
     const int m = int(blockIdx.y) * 8 + lane % 8;
+    const auto dlogits = eqc_view(p.dlogits, p.edges * p.matrices);
     auto ds = eqc_view(p.ds, p.cols * p.matrices);
     for (int t = 0; t <= kWarps; ++t) {  // first each warp its own column, then the long ones together
         const int64_t column = int64_t(blockIdx.x) * kWarps + (t == 0 ? warp : t - 1);
@@ -1676,7 +1699,7 @@ __global__ void __launch_bounds__(kThreads) column_logits(ColumnLogits<T> p) {
         if (m < p.matrices) {
 #pragma unroll 4
             for (int64_t k = begin + (t == 0 ? 0 : 4 * warp) + lane / 8; k < end; k += stride) {
-                sum += p.dlogits[p.slot[k] * p.matrices + m];
+                sum += dlogits[p.slot[k] * p.matrices + m];
             }
         }
         sum += __shfl_xor_sync(kAllLanes, sum, 8);
@@ -1731,10 +1754,13 @@ __global__ void __launch_bounds__(kThreads) logit_gradient(LogitGradient<T> p) {
     const int c = c0 + lane % 8 * 4;
     const int m = m0 + lane / 8 * 2;
     const int64_t begin = blockIdx.x * p.slice_rows;
+    const auto mean_of = eqc_view(p.mean, p.channels);
+    const auto da_rows = eqc_view(p.da, p.rows * p.matrices);
+    const auto ds_cols = eqc_view(p.ds, p.ds == nullptr ? 0 : p.cols * p.matrices);
     T mean[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        mean[i] = c + i < p.channels ? p.mean[c + i] : T(0);
+        mean[i] = c + i < p.channels ? T(mean_of[c + i]) : T(0);
     }
     T u[4][2] = {};
     T v[4][2] = {};
@@ -1746,7 +1772,7 @@ __global__ void __launch_bounds__(kThreads) logit_gradient(LogitGradient<T> p) {
             eqc::load<T, 4>(p.centre + row * p.channels + c, p.vectors_centre, p.channels - c, x);
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const T da = m + k < p.matrices ? p.da[row * p.matrices + m + k] : T(0);
+                const T da = m + k < p.matrices ? T(da_rows[row * p.matrices + m + k]) : T(0);
                 sum_c[k] += double(da);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
@@ -1759,7 +1785,7 @@ __global__ void __launch_bounds__(kThreads) logit_gradient(LogitGradient<T> p) {
             eqc::load<T, 4>(p.x + row * p.channels + c, p.vectors_x, p.channels - c, x);
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const T ds = m + k < p.matrices ? p.ds[row * p.matrices + m + k] : T(0);
+                const T ds = m + k < p.matrices ? T(ds_cols[row * p.matrices + m + k]) : T(0);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     v[i][k] += (x[i] - mean[i]) * ds;
@@ -1853,6 +1879,7 @@ __global__ void __launch_bounds__(kThreads) feature_gradient(FeatureGradient<T> 
                 if (p.d[part] == nullptr) {
                     continue;
                 }
+                const auto gradients = eqc_view(p.d[part], p.rows[part] * p.matrices);
                 T weight[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
@@ -1861,7 +1888,7 @@ __global__ void __launch_bounds__(kThreads) feature_gradient(FeatureGradient<T> 
 #pragma unroll
                 for (int r = 0; r < 16; ++r) {
                     T d[4];
-                    eqc::load<T, 4>(p.d[part] + (row0 + r) * p.matrices + m0 + m, p.vectors,
+                    eqc::load<T, 4>(gradients + ((row0 + r) * p.matrices + m0 + m), p.vectors,
                                     row0 + r < p.rows[part] ? matrices - m : 0, d);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
@@ -1988,13 +2015,13 @@ void make_vertices(int& status, const Arguments& p, const Vertices<T>& out, cuda
 template <class T>
 Steering<T> by_rows(const Arguments& p, const Vertices<T>& at) {
     return {at.a,    at.a_exp, at.s,           at.s_exp,           p.rowptr, p.col,
-            nullptr, p.edge_of_slot, typed<T>(p.values), p.rows, int(p.matrices)};
+            nullptr, p.edge_of_slot, typed<T>(p.values), p.rows, p.cols, int(p.matrices)};
 }
 
 template <class T>
 Steering<T> by_columns(const Arguments& p, const Vertices<T>& at) {
     return {at.s, at.s_exp, at.a, at.a_exp, p.colptr, p.row_of_position, p.slot_of_position, p.edge_of_slot,
-            typed<T>(p.values), p.cols, int(p.matrices)};
+            typed<T>(p.values), p.cols, p.rows, int(p.matrices)};
 }
 
 template <class T>
@@ -2036,7 +2063,7 @@ void launch_transformed(int& status, const Arguments& p, const Steering<T>& stee
                            Shape<T>::kSharedBytes, stream, product);
     }
     const GatherTransformed<T> rest{
-        steering, h, typed<T>(p.b), static_cast<T*>(p.y), outputs, (p.flags & EQC_FS_RELU) != 0};
+        steering, h, typed<T>(p.b), static_cast<T*>(p.y), p.cols, outputs, (p.flags & EQC_FS_RELU) != 0};
     EQC_LAUNCH_CHECKED(status, (gather_outputs<T>),
                        dim3(unsigned(ceil_div(p.rows, kWarps)), unsigned(ceil_div(outputs, kPanel))), dim3(kThreads), 0,
                        stream, rest);
@@ -2291,7 +2318,8 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
                      stream);
     }
     if (space.deterministic && space.ds && p.cols > 0) {
-        const ColumnLogits<T> columns{space.dlogits, space.ds_cols, p.colptr, p.slot_of_position, p.cols, matrices};
+        const ColumnLogits<T> columns{space.dlogits, space.ds_cols, p.colptr, p.slot_of_position, p.cols, p.edges,
+                                      matrices};
         EQC_LAUNCH_CHECKED(status, (column_logits<T>),
                            dim3(unsigned(ceil_div(p.cols, kWarps)), unsigned(ceil_div(matrices, 8))), dim3(kThreads), 0,
                            stream, columns);
