@@ -1032,7 +1032,7 @@ __global__ void __launch_bounds__(kThreads) clear(T* pointer, int64_t count) {
     }
 }
 
-/* out[m, d, c] = in[m, c, d]. */
+/* out[m, d, c] = in[m, c, d]; the grid's z is m. */
 template <class T>
 __global__ void __launch_bounds__(kThreads) transpose(const T* in, T* out_pointer, int matrices, int channels,
                                                       int outputs) {
@@ -1042,19 +1042,17 @@ __global__ void __launch_bounds__(kThreads) transpose(const T* in, T* out_pointe
     auto out = eqc_view(out_pointer, matrices * size);
     const int c0 = int(blockIdx.x) * 32;
     const int d0 = int(blockIdx.y) * 32;
-    for (int64_t m = blockIdx.z; m < matrices; m += gridDim.z) {
-        for (int k = warp_index(); k < 32; k += kWarps) {
-            if (c0 + k < channels && d0 + lane < outputs) {
-                square[k * 33 + lane] = in[m * size + int64_t(c0 + k) * outputs + d0 + lane];
-            }
+    const int64_t first = blockIdx.z * size;
+    for (int k = warp_index(); k < 32; k += kWarps) {
+        if (c0 + k < channels && d0 + lane < outputs) {
+            square[k * 33 + lane] = in[first + int64_t(c0 + k) * outputs + d0 + lane];
         }
-        __syncthreads();
-        for (int k = warp_index(); k < 32; k += kWarps) {
-            if (d0 + k < outputs && c0 + lane < channels) {
-                out[m * size + int64_t(d0 + k) * channels + c0 + lane] = square[lane * 33 + k];
-            }
+    }
+    __syncthreads();
+    for (int k = warp_index(); k < 32; k += kWarps) {
+        if (d0 + k < outputs && c0 + lane < channels) {
+            out[first + int64_t(d0 + k) * channels + c0 + lane] = square[lane * 33 + k];
         }
-        __syncthreads();
     }
 }
 
@@ -2278,7 +2276,7 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
     T* const dvalues = static_cast<T*>(p.dvalues);
     EQC_LAUNCH_CHECKED(status, (transpose<T>),
                        dim3(unsigned(ceil_div(channels, 32)), unsigned(ceil_div(outputs, 32)),
-                            unsigned(clamp(matrices, 1, 65535))),
+                            unsigned(matrices)),
                        dim3(kThreads), 0, stream, typed<T>(p.w), space.wt, matrices, channels, outputs);
     if (dvalues != nullptr && p.given_edges > p.edges) {
         launch_clear(status, dvalues, p.given_edges, stream);

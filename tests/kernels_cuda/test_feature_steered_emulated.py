@@ -79,6 +79,20 @@ def test_many_tiles(dtype: str, flags: int) -> None:
     assert_matches(random_problem(rows=150, edges=900, channels=6, outputs=5, matrices=3, dtype=dtype), flags)
 
 
+@pytest.mark.parametrize(("dtype", "matrices"), [("float32", 216), ("float64", 56)])
+def test_a_block_with_a_second_tile(dtype: str, matrices: int) -> None:
+    """Where chunks and panels nearly fill the device, a block of the gradient of W takes several tiles of rows."""
+    problem = random_problem(rows=130, edges=300, channels=1, outputs=300, matrices=matrices, dtype=dtype)
+    found = problem.run(only={"dw"})
+    assert error(found["dw"], problem.wanted()["dw"], 1e-3) <= TOLERANCE[dtype]
+
+
+@both_dtypes
+@both_sums
+def test_many_channels(dtype: str, flags: int) -> None:
+    assert_matches(random_problem(rows=70, edges=200, channels=500, outputs=3, matrices=3, dtype=dtype), flags)
+
+
 @both_dtypes
 @every_way
 def test_separate_centres(dtype: str, flags: int) -> None:
