@@ -1495,7 +1495,6 @@ __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row
             }
         }
     }
-    __syncwarp();
 }
 
 /* And then the gradients of the logits of one chunk of matrices. */
@@ -1520,9 +1519,17 @@ __device__ __forceinline__ T sweep_logits(const RowGradient<T>& p, int m0, int64
         const int32_t j = valid ? s.neighbour[position] : 0;
         const T q = assignment(s, row, m0, factor, valid, j, staged.total,
                                staged.place(base, S::kEdges, lane / kLanes), true);
+        T mean = 0;
+        T top = 0;
+        if (valid && lane % kLanes == 0) {  // read by the lane that wrote them, so that no barrier is needed
+            mean = means[position];
+            top = tops[position];
+        }
+        mean = __shfl_sync(kAllLanes, mean, lane / kLanes * kLanes);
+        top = __shfl_sync(kAllLanes, top, lane / kLanes * kLanes);
         if (valid && m < s.matrices) {
             const int64_t at = position * s.matrices + m;
-            const T dl = s.values[edge_at(s, position)] * q * ((T(dlogits[at]) - tops[position]) - means[position]);
+            const T dl = s.values[edge_at(s, position)] * q * ((T(dlogits[at]) - top) - mean);
             da += dl;
             if (p.keep) {
                 dlogits[at] = dl;

@@ -39,7 +39,8 @@ def test_built_then_cached(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     result = run("--target", "cpu,emulated", "--json", str(path))
     assert result.exit_code == 0, result.output
-    assert re.search(r"cpu +built +\d+\.\d +[\d.]+ KiB +\S+libeqconv_cpu\.so", result.stdout)
+    assert re.search(r"cpu +built +\d+\.\d +[\d.]+ KiB", result.stdout)
+    assert re.search(r"^ cpu: \S+libeqconv_cpu\.so$", result.stdout, re.MULTILINE)
     assert "2 built in" in result.stdout
     assert result.stderr == ""
     report = json.loads(path.read_text())
@@ -202,14 +203,36 @@ def test_kernels_have_a_row_each_and_architectures_a_column(capsys: pytest.Captu
     uses = (
         KernelUse("forward<float, 64>", "sm_80", 64, 4096, 0, 0, 0),
         KernelUse("forward<float, 64>", "sm_90", 72, 4096, 16, 8, 12),
-        KernelUse("plain", "sm_90", 10, 0, 0, 0, 0),
+        KernelUse("plain", "sm_90", 10, 0, 32, 0, 0),
     )
     row = TargetRow(
         "cuda", "built", seconds=12.34, size_bytes=3 << 20, path="/c/x.so", arch=("sm_80", "sm_90"), kernels=uses
     )
     out_console(True).print(build_tables([row]))
     text = capsys.readouterr().out
-    assert re.search(r"cuda +built +12\.3 +3\.0 MiB +/c/x.so", text)
+    assert re.search(r"cuda +built +12\.3 +3\.0 MiB", text)
     assert re.search(r"kernel +sm_80 +sm_90", text)
-    assert re.search(r"forward<float, 64> +64 · 4\.0 KiB +72 · 4\.0 KiB · stack 16 B · spills 20 B", text)
-    assert re.search(r"plain +10 · 0 B", text)
+    assert re.search(r"forward<float, 64> +64 +72 \+20", text)
+    assert re.search(r"plain +10 \+32", text)
+
+
+def test_eighty_columns_hold_the_tables_and_paths_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arch = ("sm_80", "sm_90", "sm_100", "sm_120")
+    uses = tuple(KernelUse("weight_gradient<double, 32>", name, 128, 640, 264, 700, 1064) for name in arch)
+    path = f"/home/somebody/.cache/eqconv/kernels/cuda/{'0' * 33}/libeqconv_cuda.so"
+    found = "12 comparisons with the reference, largest error 2.6e-07"
+    rows = [
+        TargetRow("cpu", "cached", seconds=11.6, size_bytes=400_000, path="/c/x.so", check="pass", check_detail=found),
+        TargetRow("tensorflow", "skipped", "tensorflow is not installed", 'pip install "eqconv[tensorflow]"'),
+        TargetRow("cuda", "built", seconds=120.4, size_bytes=8 << 20, path=path, arch=arch, kernels=uses),
+    ]
+    out_console(True).print(build_tables(rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert f" cuda: {path}" in lines
+    assert all(len(line) <= 80 for line in lines if path not in line)
+    assert any(line.split() == ["weight_gradient<double,", "32>", *["128", "+1764"] * 4] for line in lines)
+    (row,) = (line for line in lines if line.startswith(" cpu") and "cached" in line)
+    assert "12 comparisons with the" in row

@@ -88,8 +88,9 @@ def test_a_block_with_a_second_tile(dtype: str, matrices: int) -> None:
 
 
 @both_dtypes
-@both_sums
+@every_way
 def test_many_channels(dtype: str, flags: int) -> None:
+    """So many that a second tile of x overwrites all columns of the first in the product of the order first."""
     assert_matches(random_problem(rows=70, edges=200, channels=500, outputs=3, matrices=3, dtype=dtype), flags)
 
 
