@@ -7,8 +7,9 @@
  *     double) into shared memory, multiplies it by the chunk's rows of W into registers, and goes on to the next chunk.
  *     Two blocks share a multiprocessor (128 registers a thread, 89 KiB), so that one gathers while the other
  *     multiplies.
- *   - the product: 8 x 8 (8 x 4) accumulators a thread, 16-byte reads of both operands without bank conflicts, W in two
- *     slabs filled by asynchronous copies, one barrier a slab. Narrow outputs split k over groups of warps.
+ *   - the product: 8 x 4 accumulators a thread, so that they and what the gather needs fit into registers (8 x 8 where
+ *     the sums end before a gather begins); 16-byte reads of both operands without bank conflicts, W in two slabs filled
+ *     by asynchronous copies, one barrier a slab. Narrow outputs split k over groups of warps.
  *   - the gather: a warp a centre, a lane a channel, so a neighbour's row is one transaction; the softmax of 4 edges x
  *     8 matrices at a time by three shuffles; the tile's columns and weights are staged first and the neighbours' rows
  *     asked for before the softmax, so that a centre waits for memory about once; probabilities pass through shared
@@ -355,7 +356,8 @@ __device__ __forceinline__ void gather_tile(const Steering<T>& s, const T* x, in
 template <class T, int kColumns>
 struct Product {
     static constexpr int kWidth = Shape<T>::kWidth;
-    static constexpr int kPerThread = sizeof(T) == 4 && kColumns >= 64 ? 8 : 4;
+    static constexpr int kPerThread = kColumns > 128 ? 8 : 4;
+    static constexpr int kPass = 4;  // of these, at a time: what they multiply has to fit into registers, too
     static constexpr int kAcross = kColumns / kPerThread;
     static constexpr int kGroups = kThreads / (8 * kAcross);
     static constexpr int kDepth = kSlab / kColumns;       // rows of a slab
@@ -413,7 +415,7 @@ template <class T>
 struct Segments {
     const T* w;
     int64_t segment_step;
-    int64_t row_step;
+    int row_step;
     int count;
     int width;
     int used;
@@ -437,7 +439,7 @@ struct Segments {
         if (k >= depth || its_segment >= count || its_column >= used) {
             return nullptr;
         }
-        return w + its_segment * segment_step + k * row_step + its_column;
+        return w + its_segment * segment_step + int64_t(k) * row_step + its_column;
     }
 };
 
@@ -504,7 +506,7 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
                                          eqc_shared_ptr<T> slabs, const Source& source, int depth) {
     using P = Product<T, kColumns>;
     constexpr int kWidth = P::kWidth;
-    constexpr int kVectors = P::kPerThread / kWidth;
+    constexpr int kVectors = P::kPass / kWidth;
     const P place;
     const eqc_shared_ptr<T> a = tile + place.row * Shape<T>::kPitch + place.group * P::kShare;
     const int steps = (depth + P::kDepth - 1) / P::kDepth;
@@ -517,17 +519,19 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
         }
         const eqc_shared_ptr<T> b = slabs + step % 2 * kSlab + place.group * P::kShare * kColumns;
 #pragma unroll
-        for (int k = 0; k < P::kShare; k += kWidth) {
-            T right[kWidth][P::kPerThread];
+        for (int part = 0; part < P::kShare / kWidth * (P::kPerThread / P::kPass); ++part) {
+            const int k = part / (P::kPerThread / P::kPass) * kWidth;
+            const int n0 = part % (P::kPerThread / P::kPass) * P::kPass;
+            T right[kWidth][P::kPass];
 #pragma unroll
             for (int i = 0; i < kWidth; ++i) {
 #pragma unroll
                 for (int v = 0; v < kVectors; ++v) {
-                    T part[kWidth];
-                    eqc::load16(b + (k + i) * kColumns + place.column(v), part);
+                    T values[kWidth];
+                    eqc::load16(b + (k + i) * kColumns + place.column(n0 / kWidth + v), values);
 #pragma unroll
                     for (int n = 0; n < kWidth; ++n) {
-                        right[i][v * kWidth + n] = part[n];
+                        right[i][v * kWidth + n] = values[n];
                     }
                 }
             }
@@ -538,8 +542,8 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
 #pragma unroll
                 for (int i = 0; i < kWidth; ++i) {
 #pragma unroll
-                    for (int n = 0; n < P::kPerThread; ++n) {
-                        sums[r][n] += left[i] * right[i][n];
+                    for (int n = 0; n < P::kPass; ++n) {
+                        sums[r][n0 + n] += left[i] * right[i][n];
                     }
                 }
             }
@@ -975,7 +979,7 @@ __device__ __forceinline__ void gather_transformed(const GatherTransformed<T>& p
 
 /* y from h, a warp a row and the whole block for a long one. */
 template <class T>
-__global__ void __launch_bounds__(kThreads) gather_outputs(GatherTransformed<T> p) {
+__global__ void __launch_bounds__(kThreads, 3) gather_outputs(GatherTransformed<T> p) {
     EQC_SHARED_ARRAY(T, batches, kWarps * kBatch * Shape<T>::kMatrices);
     EQC_SHARED_ARRAY(T, partial, kWarps * kPanel);
     const int lane = lane_index();

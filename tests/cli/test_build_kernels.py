@@ -16,7 +16,7 @@ from eqconv_cli import kernels
 from eqconv_cli.app import app
 from eqconv_cli.engine import build as engine
 from eqconv_cli.events import KernelUse, TargetRow
-from eqconv_cli.kernels import cache, sources
+from eqconv_cli.kernels import cache, sources, toolchain
 from eqconv_cli.report.build_table import build_tables
 from eqconv_cli.report.console import out_console
 from tests.kernels import support
@@ -105,6 +105,18 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     everything = run()
     assert everything.exit_code == 0
     assert "5 skipped" in everything.stdout
+
+
+def test_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> toolchain.Compiler:
+        raise toolchain.Missing("no nvcc", toolchain.NVCC_REMEDY)
+
+    monkeypatch.setattr(toolchain, "nvcc", nowhere)
+    named = run("--target", "cpu,cuda")
+    assert named.exit_code == 3
+    assert "cuda skipped: no nvcc. To get it: pip install nvidia-cuda-nvcc" in named.stdout
+    assert "1 built, 1 skipped in" in named.stdout
+    assert run().exit_code == 0
 
 
 @pytest.mark.parametrize(
