@@ -8,8 +8,8 @@
  *     Two blocks share a multiprocessor (128 registers a thread, 89 KiB), so that one gathers while the other
  *     multiplies.
  *   - the product: 8 x 4 accumulators a thread, so that they and what the gather needs fit into registers (8 x 8 where
- *     the sums end before a gather begins); 16-byte reads of both operands without bank conflicts, W in two slabs filled
- *     by asynchronous copies, one barrier a slab. Narrow outputs split k over groups of warps.
+ *     the sums end before a gather begins); 16-byte reads of both operands without bank conflicts, W in two slabs that
+ *     asynchronous copies fill, one barrier a slab. Narrow outputs split k over groups of warps.
  *   - the gather: a warp a centre, a lane a channel, so a neighbour's row is one transaction; the softmax of 4 edges x
  *     8 matrices at a time by three shuffles; the tile's columns and weights are staged first and the neighbours' rows
  *     asked for before the softmax, so that a centre waits for memory about once; probabilities pass through shared
