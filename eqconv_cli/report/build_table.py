@@ -36,11 +36,11 @@ def follow_build(
     return rows, finished
 
 
-def build_tables(rows: Sequence[TargetRow]) -> Group:
+def build_tables(rows: Sequence[TargetRow], console: Console) -> None:
     """One line a target; then, for GPU kernels, one line a kernel and one column an architecture."""
     parts: list[RenderableType] = [_targets(rows), *_paths(rows)]
     parts += [_kernels(row) for row in rows if row.kernels]
-    return Group(*parts)
+    console.print(Group(*parts), crop=False)  # a path goes on in the next line of the terminal
 
 
 def build_summary(rows: Sequence[TargetRow], finished: RunFinished, console: Console) -> None:

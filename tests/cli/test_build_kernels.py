@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from eqconv_cli import kernels
@@ -220,7 +222,7 @@ def test_kernels_have_a_row_each_and_architectures_a_column(capsys: pytest.Captu
     row = TargetRow(
         "cuda", "built", seconds=12.34, size_bytes=3 << 20, path="/c/x.so", arch=("sm_80", "sm_90"), kernels=uses
     )
-    out_console(True).print(build_tables([row]))
+    build_tables([row], out_console(True))
     text = capsys.readouterr().out
     assert re.search(r"cuda +built +12\.3 +3\.0 MiB", text)
     assert re.search(r"kernel +sm_80 +sm_90", text)
@@ -228,10 +230,7 @@ def test_kernels_have_a_row_each_and_architectures_a_column(capsys: pytest.Captu
     assert re.search(r"plain +10 \+32", text)
 
 
-def test_eighty_columns_hold_the_tables_and_paths_stay_whole(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_eighty_columns_hold_the_tables_and_paths_stay_whole() -> None:
     arch = ("sm_80", "sm_90", "sm_100", "sm_120")
     uses = tuple(KernelUse("weight_gradient<double, 32>", name, 128, 640, 264, 700, 1064) for name in arch)
     path = f"/home/somebody/.cache/eqconv/kernels/cuda/{'0' * 33}/libeqconv_cuda.so"
@@ -241,8 +240,9 @@ def test_eighty_columns_hold_the_tables_and_paths_stay_whole(
         TargetRow("tensorflow", "skipped", "tensorflow is not installed", 'pip install "eqconv[tensorflow]"'),
         TargetRow("cuda", "built", seconds=120.4, size_bytes=8 << 20, path=path, arch=arch, kernels=uses),
     ]
-    out_console(True).print(build_tables(rows))
-    lines = capsys.readouterr().out.splitlines()
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80, highlight=False)
+    build_tables(rows, console)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert f" cuda: {path}" in lines
     assert all(len(line) <= 80 for line in lines if path not in line)
     assert any(line.split() == ["weight_gradient<double,", "32>", *["128", "+1764"] * 4] for line in lines)
