@@ -36,12 +36,23 @@ inline std::vector<AnyOperation*>& operations() {
     return all;
 }
 
-/* Where the emulated core tells what it found wrong. */
-using Report = const char* (*)();
+/* What only the emulated core has: where it tells what it found wrong, and how it is told which memory nobody has
+ * written. */
+struct Emulator {
+    std::atomic<const char* (*)()> report{nullptr};
+    std::atomic<void (*)(void*, size_t)> mark_unwritten{nullptr};
+    std::atomic<void (*)(const void*, size_t)> mark_written{nullptr};
 
-inline std::atomic<Report>& emulation_report() {
-    static std::atomic<Report> report{nullptr};
-    return report;
+    void find(void* library) {
+        report.store(reinterpret_cast<const char* (*)()>(dlsym(library, "eqc_emulation_report")));
+        mark_unwritten.store(reinterpret_cast<void (*)(void*, size_t)>(dlsym(library, "eqc_mark_unwritten")));
+        mark_written.store(reinterpret_cast<void (*)(const void*, size_t)>(dlsym(library, "eqc_mark_written")));
+    }
+};
+
+inline Emulator& emulator() {
+    static Emulator its;
+    return its;
 }
 
 /* Looks up the functions of one operation in an opened core. */
@@ -83,9 +94,15 @@ class Operation : public AnyOperation {
         return reinterpret_cast<size_t (*)(const Arguments*)>(workspace_[place][wide].load())(&arguments);
     }
 
-    int run(Place place, bool wide, const Arguments& arguments, void* workspace, void* stream) const {
+    /* `bytes` of workspace; the emulated core reports a read of them before a write. */
+    int run(Place place, bool wide, const Arguments& arguments, void* workspace, size_t bytes, void* stream) const {
         using Run = int (*)(const Arguments*, void*, void*);
-        return reinterpret_cast<Run>(run_[place][wide].load())(&arguments, workspace, stream);
+        const auto mark_unwritten = place == EMULATED ? emulator().mark_unwritten.load() : nullptr;
+        const auto mark_written = place == EMULATED ? emulator().mark_written.load() : nullptr;
+        if (mark_unwritten != nullptr) mark_unwritten(workspace, bytes);
+        const int status = reinterpret_cast<Run>(run_[place][wide].load())(&arguments, workspace, stream);
+        if (mark_written != nullptr) mark_written(workspace, bytes);
+        return status;
     }
 };
 
@@ -114,7 +131,7 @@ inline std::string fault(const char* operation, Place place, int status) {
     if (status == EQC_BAD_ARGUMENT) return where + "a needed array is missing or a size is impossible";
     if (status == EQC_UNSUPPORTED) return where + "this request is not supported by this build of the core";
     if (status == EQC_EMULATION_FAULT) {
-        const Report report = emulation_report().load();
+        const auto report = emulator().report.load();
         return where + "the emulated device found a fault: " + (report ? report() : "no report");
     }
     return where + "status " + std::to_string(status);
@@ -142,9 +159,7 @@ EQC_API int eqc_open_core(const char* device, const char* path);
                 return 1;                                                                                       \
             }                                                                                                   \
             for (eqc::AnyOperation* operation : eqc::operations()) operation->find(eqc::Place(place), library); \
-            if (place == eqc::EMULATED)                                                                         \
-                eqc::emulation_report().store(                                                                  \
-                    reinterpret_cast<eqc::Report>(dlsym(library, "eqc_emulation_report")));                     \
+            if (place == eqc::EMULATED) eqc::emulator().find(library);                                          \
             return 0;                                                                                           \
         }                                                                                                       \
         eqc_last_error = std::string("device '") + device + "' is unknown: allowed: cpu, cuda, emulated";       \

@@ -68,7 +68,7 @@ class CoreKernel : public tensorflow::OpKernel {
         const size_t bytes = operation.workspace(place_, wide, arguments);
         OP_REQUIRES_OK(ctx, ctx->allocate_temp(tensorflow::DT_UINT8, TensorShape({int64_t(bytes)}), &workspace));
         if (place_ == eqc::CPU) eqc::prefer_large_pages(memory_of(workspace), bytes);
-        const int status = operation.run(place_, wide, arguments, memory_of(workspace), stream);
+        const int status = operation.run(place_, wide, arguments, memory_of(workspace), bytes, stream);
         OP_REQUIRES(ctx, status == EQC_OK, absl::InternalError(eqc::fault(operation.name(), place_, status)));
     }
 

@@ -125,7 +125,7 @@ class Call {
         std::optional<Tensor> workspace;
         if (bytes > 0) workspace = allocate(std::array<int64_t, 1>{int64_t(bytes)}, aoti_torch_dtype_uint8());
         void* memory = workspace ? memory_of(*workspace) : no_memory;
-        const int status = operation.run(place_, wide_, arguments, memory, stream);
+        const int status = operation.run(place_, wide_, arguments, memory, bytes, stream);
         STD_TORCH_CHECK(status == EQC_OK, eqc::fault(operation.name(), place_, status));
     }
 

@@ -7,8 +7,9 @@
  *     double) into shared memory, multiplies it by the chunk's rows of W into registers, and goes on to the next chunk.
  *     Two blocks share a multiprocessor (128 registers a thread, 89 KiB), so that one gathers while the other
  *     multiplies.
- *   - the product: 8 x 8 (8 x 4) accumulators a thread, 16-byte reads of both operands without bank conflicts, W in two
- *     slabs filled by asynchronous copies, one barrier a slab. Narrow outputs split k over groups of warps.
+ *   - the product: 8 x 4 accumulators a thread, so that they and what the gather needs fit into registers (8 x 8 where
+ *     the sums end before a gather begins); 16-byte reads of both operands without bank conflicts, W in two slabs that
+ *     asynchronous copies fill, one barrier a slab. Narrow outputs split k over groups of warps.
  *   - the gather: a warp a centre, a lane a channel, so a neighbour's row is one transaction; the softmax of 4 edges x
  *     8 matrices at a time by three shuffles; the tile's columns and weights are staged first and the neighbours' rows
  *     asked for before the softmax, so that a centre waits for memory about once; probabilities pass through shared
@@ -82,15 +83,23 @@ template <class T>
 struct Steering {
     const T* own;        // [rows, M] logits
     const T* own_exp;    // [rows, M] exp(logit - largest of the row); NULL: every edge from its own logits
-    const T* other;      // [., M]
-    const T* other_exp;  // [., M]
+    const T* other;      // [others, M]
+    const T* other_exp;  // [others, M]
     const int64_t* start;      // [rows + 1]
     const int32_t* neighbour;  // by position
     const int64_t* slot;       // position -> slot in row order; NULL: the same
     const int64_t* edge;       // slot -> entry of values; NULL: the same
     const T* values;
     int64_t rows;
+    int64_t others;
     int matrices;
+
+    __device__ __forceinline__ auto own_factors() const {
+        return eqc_view(own_exp, own_exp == nullptr ? 0 : rows * matrices);
+    }
+    __device__ __forceinline__ auto other_factors() const {
+        return eqc_view(other_exp, other_exp == nullptr ? 0 : others * matrices);
+    }
 };
 
 template <class T>
@@ -103,21 +112,23 @@ __device__ __forceinline__ int64_t edge_at(const Steering<T>& s, int64_t positio
 template <class T>
 __device__ __forceinline__ T own_factor(const Steering<T>& s, int64_t row, int m0) {
     const int m = m0 + lane_index() % Shape<T>::kMatrices;
-    return s.own_exp != nullptr && m < s.matrices && row < s.rows ? s.own_exp[row * s.matrices + m] : T(0);
+    return s.own_exp != nullptr && m < s.matrices && row < s.rows ? T(s.own_factors()[row * s.matrices + m]) : T(0);
 }
 
 /* q for matrix m of one edge from the logits of its ends, with its own maximum; kMatrices lanes share the edge and each
- * has its own m. Out of line: it is seldom needed, and inlined it would take registers from the common case. */
-template <class T>
-__device__ __noinline__ T exact_assignment(const T* own, const T* other, int matrices, int m) {
+ * has its own m. Seldom needed, so its loops stay small: unrolled they would take registers from the common case. */
+template <class T, class Pointer>
+__device__ __forceinline__ T exact_assignment(Pointer own, Pointer other, int matrices, int m) {
     constexpr int kLanes = Shape<T>::kMatrices;
     T largest = Shape<T>::kLowest;
+#pragma unroll 1
     for (int k = m % kLanes; k < matrices; k += kLanes) {
         const T logit = own[k] + other[k];
         largest = logit > largest ? logit : largest;
     }
     largest = eqc::group_max<kLanes>(largest);
     T total = 0;
+#pragma unroll 1
     for (int k = m % kLanes; k < matrices; k += kLanes) {
         total += eqc::exponential(own[k] + other[k] - largest);
     }
@@ -169,15 +180,18 @@ __device__ __forceinline__ T assignment(const Steering<T>& s, int64_t row, int m
     T q = 0;
     bool good = !valid;
     if (s.own_exp != nullptr) {
-        const T product = valid && m < s.matrices ? factor * s.other_exp[other + m] : T(0);
+        const auto own_factors = s.own_factors();
+        const auto other_factors = s.other_factors();
+        const T product = valid && m < s.matrices ? factor * other_factors[other + m] : T(0);
         T total = product;
         if (s.matrices > kLanes && place >= 0 && filled) {
             total = valid ? T(totals[place]) : T(0);
         } else {
             if (s.matrices > kLanes) {
                 total = 0;
+#pragma unroll 1
                 for (int k = m % kLanes; k < s.matrices && valid; k += kLanes) {
-                    total += s.own_exp[row * s.matrices + k] * s.other_exp[other + k];
+                    total += own_factors[row * s.matrices + k] * other_factors[other + k];
                 }
             }
             total = eqc::group_sum<kLanes>(total);
@@ -194,7 +208,9 @@ __device__ __forceinline__ T assignment(const Steering<T>& s, int64_t row, int m
             return q;
         }
     }
-    const T exact = exact_assignment(s.own + row * s.matrices, s.other + other, valid ? s.matrices : 0, m);
+    const T exact =
+        exact_assignment<T>(eqc_view(s.own, s.rows * s.matrices) + row * s.matrices,
+                            eqc_view(s.other, s.others * s.matrices) + other, valid ? s.matrices : 0, m);
     return good ? q : exact;
 }
 
@@ -215,6 +231,7 @@ __device__ __forceinline__ void gather(const Steering<T>& s, const T* x, int cha
         z[k] = 0;
     }
     const T factor = own_factor(s, row, m0);
+#pragma unroll 1
     for (int64_t base = begin + int64_t(phase) * kBatch; base < end; base += int64_t(stride) * kBatch) {
         const int count = end - base < kBatch ? int(end - base) : kBatch;
         const int place = staged.place(base, count, lane);
@@ -230,6 +247,7 @@ __device__ __forceinline__ void gather(const Steering<T>& s, const T* x, int cha
             const int32_t j = __shfl_sync(kAllLanes, column, k);
             value[k] = has_channel && k < count ? features[int64_t(j) * channels] : T(0);
         }
+#pragma unroll 1
         for (int step = 0; step < count; step += kEdges) {
             const int e = step + lane / kMatrices;
             const int32_t j = __shfl_sync(kAllLanes, column, e);
@@ -239,6 +257,7 @@ __device__ __forceinline__ void gather(const Steering<T>& s, const T* x, int cha
                                staged.place(base + step, kEdges, lane / kMatrices), filled);
         }
         __syncwarp();
+#pragma unroll 1
         for (int e = 0; e < count; e += kAhead) {
             if (e > 0) {
 #pragma unroll
@@ -337,7 +356,8 @@ __device__ __forceinline__ void gather_tile(const Steering<T>& s, const T* x, in
 template <class T, int kColumns>
 struct Product {
     static constexpr int kWidth = Shape<T>::kWidth;
-    static constexpr int kPerThread = sizeof(T) == 4 && kColumns >= 64 ? 8 : 4;
+    static constexpr int kPerThread = kColumns > 128 ? 8 : 4;
+    static constexpr int kPass = 4;  // of these, at a time: what they multiply has to fit into registers, too
     static constexpr int kAcross = kColumns / kPerThread;
     static constexpr int kGroups = kThreads / (8 * kAcross);
     static constexpr int kDepth = kSlab / kColumns;       // rows of a slab
@@ -395,7 +415,7 @@ template <class T>
 struct Segments {
     const T* w;
     int64_t segment_step;
-    int64_t row_step;
+    int row_step;
     int count;
     int width;
     int used;
@@ -419,7 +439,7 @@ struct Segments {
         if (k >= depth || its_segment >= count || its_column >= used) {
             return nullptr;
         }
-        return w + its_segment * segment_step + k * row_step + its_column;
+        return w + its_segment * segment_step + int64_t(k) * row_step + its_column;
     }
 };
 
@@ -486,10 +506,11 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
                                          eqc_shared_ptr<T> slabs, const Source& source, int depth) {
     using P = Product<T, kColumns>;
     constexpr int kWidth = P::kWidth;
-    constexpr int kVectors = P::kPerThread / kWidth;
+    constexpr int kVectors = P::kPass / kWidth;
     const P place;
     const eqc_shared_ptr<T> a = tile + place.row * Shape<T>::kPitch + place.group * P::kShare;
     const int steps = (depth + P::kDepth - 1) / P::kDepth;
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         eqc::copies_arrive();
         __syncthreads();
@@ -498,17 +519,19 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
         }
         const eqc_shared_ptr<T> b = slabs + step % 2 * kSlab + place.group * P::kShare * kColumns;
 #pragma unroll
-        for (int k = 0; k < P::kShare; k += kWidth) {
-            T right[kWidth][P::kPerThread];
+        for (int part = 0; part < P::kShare / kWidth * (P::kPerThread / P::kPass); ++part) {
+            const int k = part / (P::kPerThread / P::kPass) * kWidth;
+            const int n0 = part % (P::kPerThread / P::kPass) * P::kPass;
+            T right[kWidth][P::kPass];
 #pragma unroll
             for (int i = 0; i < kWidth; ++i) {
 #pragma unroll
                 for (int v = 0; v < kVectors; ++v) {
-                    T part[kWidth];
-                    eqc::load16(b + (k + i) * kColumns + place.column(v), part);
+                    T values[kWidth];
+                    eqc::load16(b + (k + i) * kColumns + place.column(n0 / kWidth + v), values);
 #pragma unroll
                     for (int n = 0; n < kWidth; ++n) {
-                        right[i][v * kWidth + n] = part[n];
+                        right[i][v * kWidth + n] = values[n];
                     }
                 }
             }
@@ -519,8 +542,8 @@ __device__ __forceinline__ void multiply(T (&sums)[8][Product<T, kColumns>::kPer
 #pragma unroll
                 for (int i = 0; i < kWidth; ++i) {
 #pragma unroll
-                    for (int n = 0; n < P::kPerThread; ++n) {
-                        sums[r][n] += left[i] * right[i][n];
+                    for (int n = 0; n < P::kPass; ++n) {
+                        sums[r][n0 + n] += left[i] * right[i][n];
                     }
                 }
             }
@@ -672,6 +695,7 @@ template <class T, int kParts>
 __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
     EQC_SHARED_ARRAY(T, weights, kParts * 32 * kLogitMatrices);
     EQC_SHARED_ARRAY(T, means, 32);
+    const auto mean_of = eqc_view(p.mean, p.channels);
     const int lane = lane_index();
     const int m = int(blockIdx.y) * kLogitMatrices + lane % kLogitMatrices;
     const int64_t row0 = int64_t(blockIdx.x) * kLogitRows + warp_index() * 16 + lane / kLogitMatrices;
@@ -693,7 +717,7 @@ __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
             }
         }
         if (threadIdx.x < 32) {
-            means[threadIdx.x] = c0 + int(threadIdx.x) < p.channels ? p.mean[c0 + threadIdx.x] : T(0);
+            means[threadIdx.x] = c0 + int(threadIdx.x) < p.channels ? T(mean_of[c0 + threadIdx.x]) : T(0);
         }
         __syncthreads();
         const int width = p.channels - c0 < 32 ? p.channels - c0 : 32;
@@ -722,13 +746,14 @@ __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
         const LogitPart<T> q = p.part[part];
+        const auto constant = eqc_view(q.constant, q.constant == nullptr ? 0 : p.matrices);
         auto out = eqc_view(q.out, q.rows * p.matrices);
         auto out_exp = eqc_view(q.out_exp, q.out_exp == nullptr ? 0 : q.rows * p.matrices);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
             const int64_t row = row0 + 4 * r;
             const bool real = row < q.rows && m < p.matrices;
-            const T logit = sums[part][r] + (q.constant != nullptr && m < p.matrices ? q.constant[m] : T(0));
+            const T logit = sums[part][r] + (q.constant != nullptr && m < p.matrices ? T(constant[m]) : T(0));
             if (real) {
                 out[row * p.matrices + m] = logit;
             }
@@ -745,7 +770,9 @@ __global__ void __launch_bounds__(kThreads) logits(Logits<T> p) {
 
 /* out[row, m] = exp(in[row, m] - largest of the row), a warp a row. */
 template <class T>
-__global__ void __launch_bounds__(kThreads) factors(const T* in, T* out_pointer, int64_t rows, int matrices) {
+__global__ void __launch_bounds__(kThreads) factors(const T* in_pointer, T* out_pointer, int64_t rows,
+                                                    int matrices) {
+    const auto in = eqc_view(in_pointer, rows * matrices);
     auto out = eqc_view(out_pointer, rows * matrices);
     const int64_t row = int64_t(blockIdx.x) * kWarps + warp_index();
     if (row >= rows) {
@@ -897,6 +924,7 @@ struct GatherTransformed {
     const T* h;  // [., M, D]
     const T* b;
     T* y;
+    int64_t cols;
     int outputs;
     bool relu;
 };
@@ -912,6 +940,7 @@ __device__ __forceinline__ void gather_transformed(const GatherTransformed<T>& p
     const Steering<T>& s = p.steering;
     const int lane = lane_index();
     const int64_t end = s.start[row + 1];
+    const auto transformed = eqc_view(p.h, p.cols * s.matrices * p.outputs);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         sums[i] = 0;
@@ -932,7 +961,7 @@ __device__ __forceinline__ void gather_transformed(const GatherTransformed<T>& p
             __syncwarp();
             for (int e = 0; e < count; ++e) {
                 const int32_t j = __shfl_sync(kAllLanes, column, e);
-                const T* h = p.h + (int64_t(j) * s.matrices + m0) * p.outputs + n0 + lane;
+                const auto h = transformed + ((int64_t(j) * s.matrices + m0) * p.outputs + n0 + lane);
                 for (int k = 0; k < matrices; ++k) {
                     const T q = batch[e * kMatrices + k];
 #pragma unroll
@@ -950,7 +979,7 @@ __device__ __forceinline__ void gather_transformed(const GatherTransformed<T>& p
 
 /* y from h, a warp a row and the whole block for a long one. */
 template <class T>
-__global__ void __launch_bounds__(kThreads) gather_outputs(GatherTransformed<T> p) {
+__global__ void __launch_bounds__(kThreads, 3) gather_outputs(GatherTransformed<T> p) {
     EQC_SHARED_ARRAY(T, batches, kWarps * kBatch * Shape<T>::kMatrices);
     EQC_SHARED_ARRAY(T, partial, kWarps * kPanel);
     const int lane = lane_index();
@@ -1007,7 +1036,7 @@ __global__ void __launch_bounds__(kThreads) clear(T* pointer, int64_t count) {
     }
 }
 
-/* out[m, d, c] = in[m, c, d]. */
+/* out[m, d, c] = in[m, c, d]; the grid's z is m. */
 template <class T>
 __global__ void __launch_bounds__(kThreads) transpose(const T* in, T* out_pointer, int matrices, int channels,
                                                       int outputs) {
@@ -1017,19 +1046,17 @@ __global__ void __launch_bounds__(kThreads) transpose(const T* in, T* out_pointe
     auto out = eqc_view(out_pointer, matrices * size);
     const int c0 = int(blockIdx.x) * 32;
     const int d0 = int(blockIdx.y) * 32;
-    for (int64_t m = blockIdx.z; m < matrices; m += gridDim.z) {
-        for (int k = warp_index(); k < 32; k += kWarps) {
-            if (c0 + k < channels && d0 + lane < outputs) {
-                square[k * 33 + lane] = in[m * size + int64_t(c0 + k) * outputs + d0 + lane];
-            }
+    const int64_t first = blockIdx.z * size;
+    for (int k = warp_index(); k < 32; k += kWarps) {
+        if (c0 + k < channels && d0 + lane < outputs) {
+            square[k * 33 + lane] = in[first + int64_t(c0 + k) * outputs + d0 + lane];
         }
-        __syncthreads();
-        for (int k = warp_index(); k < 32; k += kWarps) {
-            if (d0 + k < outputs && c0 + lane < channels) {
-                out[m * size + int64_t(d0 + k) * channels + c0 + lane] = square[lane * 33 + k];
-            }
+    }
+    __syncthreads();
+    for (int k = warp_index(); k < 32; k += kWarps) {
+        if (d0 + k < outputs && c0 + lane < channels) {
+            out[first + int64_t(d0 + k) * channels + c0 + lane] = square[lane * 33 + k];
         }
-        __syncthreads();
     }
 }
 
@@ -1095,7 +1122,10 @@ struct Reduction {
 /* out[k] = sum over the slices of partial[slice, k], in double and in a fixed order: 32 entries a block, eight strands
  * each. */
 template <class Partial, class T>
-__global__ void __launch_bounds__(kThreads) reduce(const Partial* partial, Reduction<T> p) {
+__global__ void __launch_bounds__(kThreads) reduce(const Partial* partial_pointer, Reduction<T> p) {
+    const auto partial = eqc_view(partial_pointer, p.slices * p.count);
+    const auto mean = eqc_view(p.mean, p.mean == nullptr ? 0 : p.count / p.matrices);
+    const auto carried = eqc_view(p.total, p.mean == nullptr ? 0 : p.matrices);
     EQC_SHARED_ARRAY(double, sums, kWarps * 32);
     const int64_t k = int64_t(blockIdx.x) * 32 + lane_index();
     double sum = 0;
@@ -1113,7 +1143,7 @@ __global__ void __launch_bounds__(kThreads) reduce(const Partial* partial, Reduc
             total += sums[strand * 32 + lane_index()];
         }
         if (p.mean != nullptr) {
-            total += double(p.mean[k / p.matrices]) * p.total[k % p.matrices];
+            total += double(mean[k / p.matrices]) * carried[k % p.matrices];
         }
         if (p.out != nullptr) {
             auto out = eqc_view(p.out, p.count);
@@ -1247,7 +1277,8 @@ struct RowGradient {
     T* da;        // [rows, M] or NULL
     T* dvalues;   // or NULL
     T* dlogits;   // [edges, M]; NULL when one chunk suffices and nothing else reads them
-    T* means;     // [edges]; NULL when one chunk suffices
+    T* means;     // [edges] over the matrices, of what exceeds the top; NULL when one chunk suffices
+    T* tops;      // [edges] g of the likeliest matrix; likewise
     int64_t cols;
     int64_t edges;
     int64_t given_edges;
@@ -1280,6 +1311,14 @@ __device__ __forceinline__ void add(Pointer to, bool vectors, int valid, const T
             atomicAdd(to + i, value[i]);
         }
     }
+}
+
+/* The value of the group's lane whose key is largest, the same in all its lanes. */
+template <int kLanes, class T>
+__device__ __forceinline__ T of_largest(T key, T value) {
+    const int first = lane_index() / kLanes * kLanes;
+    const unsigned holders = __ballot_sync(kAllLanes, key == eqc::group_max<kLanes>(key)) >> first;
+    return __shfl_sync(kAllLanes, value, first + ((__ffs(int(holders)) - 1) & (kLanes - 1)));  // none: NaN keys
 }
 
 /* One pass of a warp over the edges of a row, for one chunk (m0, c0) of dz: lane l has matrix m0 + l % kMatrices of
@@ -1340,6 +1379,7 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
     int64_t base = begin + int64_t(phase) * S::kEdges;
     int32_t j = source(base);
     load_features(j, base + lane / kLanes < end);
+#pragma unroll 1
     while (base < end) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
@@ -1385,9 +1425,12 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
             }
         }
         if (whole) {
-            const T mean = eqc::group_sum<kLanes>(mine ? q * g : T(0));
+            /* Means are taken of what exceeds the likeliest matrix: in a saturated softmax all digits are in the
+             * difference. */
+            const T top = of_largest<kLanes>(q, g);
+            const T mean = eqc::group_sum<kLanes>(mine ? q * (g - top) : T(0));
             if (mine) {
-                const T dl = weight * q * (g - mean);
+                const T dl = weight * q * ((g - top) - mean);
                 da += dl;
                 if (p.keep) {
                     dlogits[position * s.matrices + m] = dl;
@@ -1396,7 +1439,7 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
                 }
             }
             if (p.dvalues != nullptr && valid && lane % kLanes == 0) {
-                dvalues[edge_at(s, position)] = mean;
+                dvalues[edge_at(s, position)] = mean + top;
             }
         } else if (mine) {
             const int64_t at = position * s.matrices + m;
@@ -1408,7 +1451,7 @@ __device__ __forceinline__ T sweep(const RowGradient<T>& p, eqc_shared_ptr<T> dz
     return da;
 }
 
-/* After all chunks: each edge's mean over the matrices. */
+/* After all chunks: each edge's mean over the matrices, in two parts, see `sweep`. */
 template <class T>
 __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row, int64_t begin, int64_t end, int phase,
                                             int stride_steps, const Staged<T>& staged, bool filled) {
@@ -1418,27 +1461,44 @@ __device__ __forceinline__ void sweep_means(const RowGradient<T>& p, int64_t row
     const int lane = lane_index();
     auto dvalues = eqc_view(p.dvalues, p.dvalues == nullptr ? 0 : p.given_edges);
     auto means = eqc_view(p.means, p.edges);
+    auto tops = eqc_view(p.tops, p.edges);
+    auto dlogits = eqc_view(p.dlogits, p.edges * s.matrices);
+#pragma unroll 1
     for (int64_t base = begin + int64_t(phase) * S::kEdges; base < end; base += int64_t(stride_steps) * S::kEdges) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
         const int32_t j = valid ? s.neighbour[position] : 0;
-        T mean = 0;
+        T largest = 0;  // q among this lane's matrices so far
+        T top = 0;      // g of the matrix that has it
+        T mean = 0;     // of what exceeds the top
+        T total = 0;    // q
+#pragma unroll 1
         for (int m0 = 0; m0 < s.matrices; m0 += kLanes) {
             const int m = m0 + lane % kLanes;
             __syncwarp();
             const T q = assignment(s, row, m0, own_factor(s, row, m0), valid, j, staged.total,
                                    staged.place(base, S::kEdges, lane / kLanes), filled || m0 > 0);
-            mean += valid && m < s.matrices ? q * p.dlogits[position * s.matrices + m] : T(0);
+            if (valid && m < s.matrices) {
+                const T g = dlogits[position * s.matrices + m];
+                if (q > largest) {
+                    mean += total * (top - g);
+                    largest = q;
+                    top = g;
+                }
+                mean += q * (g - top);
+                total += q;
+            }
         }
-        mean = eqc::group_sum<kLanes>(mean);
+        const T common = of_largest<kLanes>(largest, top);
+        mean = eqc::group_sum<kLanes>(mean + total * (top - common));
         if (valid && lane % kLanes == 0) {
             means[position] = mean;
+            tops[position] = common;
             if (p.dvalues != nullptr) {
-                dvalues[edge_at(s, position)] = mean;
+                dvalues[edge_at(s, position)] = mean + common;
             }
         }
     }
-    __syncwarp();
 }
 
 /* And then the gradients of the logits of one chunk of matrices. */
@@ -1452,17 +1512,28 @@ __device__ __forceinline__ T sweep_logits(const RowGradient<T>& p, int m0, int64
     const int m = m0 + lane % kLanes;
     auto ds = eqc_view(p.ds, p.ds == nullptr ? 0 : p.cols * s.matrices);
     auto dlogits = eqc_view(p.dlogits, p.edges * s.matrices);
+    const auto means = eqc_view(p.means, p.edges);
+    const auto tops = eqc_view(p.tops, p.edges);
     const T factor = own_factor(s, row, m0);
     T da = 0;
+#pragma unroll 1
     for (int64_t base = begin + int64_t(phase) * S::kEdges; base < end; base += int64_t(stride_steps) * S::kEdges) {
         const int64_t position = base + lane / kLanes;
         const bool valid = position < end;
         const int32_t j = valid ? s.neighbour[position] : 0;
         const T q = assignment(s, row, m0, factor, valid, j, staged.total,
                                staged.place(base, S::kEdges, lane / kLanes), true);
+        T mean = 0;
+        T top = 0;
+        if (valid && lane % kLanes == 0) {  // read by the lane that wrote them, so that no barrier is needed
+            mean = means[position];
+            top = tops[position];
+        }
+        mean = __shfl_sync(kAllLanes, mean, lane / kLanes * kLanes);
+        top = __shfl_sync(kAllLanes, top, lane / kLanes * kLanes);
         if (valid && m < s.matrices) {
             const int64_t at = position * s.matrices + m;
-            const T dl = s.values[edge_at(s, position)] * q * (T(dlogits[at]) - p.means[position]);
+            const T dl = s.values[edge_at(s, position)] * q * ((T(dlogits[at]) - top) - mean);
             da += dl;
             if (p.keep) {
                 dlogits[at] = dl;
@@ -1523,7 +1594,7 @@ __global__ void __launch_bounds__(kThreads, 2) row_gradient(RowGradient<T> p) {
     const int warp = warp_index();
     load_starts(s.start, s.rows, row0, first);
     __syncthreads();
-    const bool any_long = has_long_row(first);
+    const int turns = kRows / kWarps + (has_long_row(first) ? kRows : 0);
     const Staged<T> staged(S::kStagedAt, first[0]);
     stage_edges(s, first[kRows], staged);
     bool again = false;
@@ -1561,22 +1632,18 @@ __global__ void __launch_bounds__(kThreads, 2) row_gradient(RowGradient<T> p) {
                     __syncthreads();
                 }
             }
-            for (int t = warp; t < tile_rows; t += kWarps) {
-                if (first[t + 1] - first[t] <= kLongRow) {
-                    const T da = sweep(p, tile + t * kColumns, m0, c0, row0 + t, first[t], first[t + 1], 0, 1, staged,
-                                       batch, again, whole);
-                    if (whole) {
-                        store_da(p, row0 + t, m0, da, false, partial);
-                    }
+            /* Each warp its own rows, then all warps together the long ones, as in gather_tile. */
+#pragma unroll 1
+            for (int turn = 0; turn < turns; ++turn) {
+                const bool together = turn >= kRows / kWarps;
+                const int t = together ? turn - kRows / kWarps : turn * kWarps + warp;
+                if ((first[t + 1] - first[t] > kLongRow) != together || t >= tile_rows) {
+                    continue;
                 }
-            }
-            for (int t = 0; t < tile_rows && any_long; ++t) {
-                if (first[t + 1] - first[t] > kLongRow) {
-                    const T da = sweep(p, tile + t * kColumns, m0, c0, row0 + t, first[t], first[t + 1], warp, kWarps,
-                                       staged, batch, again, whole);
-                    if (whole) {
-                        store_da(p, row0 + t, m0, da, true, partial);
-                    }
+                const T da = sweep(p, tile + t * kColumns, m0, c0, row0 + t, first[t], first[t + 1],
+                                   together ? warp : 0, together ? kWarps : 1, staged, batch, again, whole);
+                if (whole) {
+                    store_da(p, row0 + t, m0, da, together, partial);
                 }
             }
             again = true;
@@ -1585,26 +1652,22 @@ __global__ void __launch_bounds__(kThreads, 2) row_gradient(RowGradient<T> p) {
     if (whole) {
         return;
     }
-    for (int t = warp; t < tile_rows; t += kWarps) {
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+        const bool together = turn >= kRows / kWarps;
+        const int t = together ? turn - kRows / kWarps : turn * kWarps + warp;
         const int64_t begin = first[t];
         const int64_t end = first[t + 1];
-        if (end - begin <= kLongRow) {
-            sweep_means(p, row0 + t, begin, end, 0, 1, staged, p.dx != nullptr);
-            for (int m0 = 0; m0 < s.matrices; m0 += S::kMatrices) {
-                const T da = sweep_logits(p, m0, row0 + t, begin, end, 0, 1, staged);
-                store_da(p, row0 + t, m0, da, false, partial);
-            }
+        if ((end - begin > kLongRow) != together || t >= tile_rows) {
+            continue;
         }
-    }
-    for (int t = 0; t < tile_rows && any_long; ++t) {
-        const int64_t begin = first[t];
-        const int64_t end = first[t + 1];
-        if (end - begin > kLongRow) {
-            sweep_means(p, row0 + t, begin, end, warp, kWarps, staged, p.dx != nullptr);
-            for (int m0 = 0; m0 < s.matrices; m0 += S::kMatrices) {
-                const T da = sweep_logits(p, m0, row0 + t, begin, end, warp, kWarps, staged);
-                store_da(p, row0 + t, m0, da, true, partial);
-            }
+        const int phase = together ? warp : 0;
+        const int stride_steps = together ? kWarps : 1;
+        sweep_means(p, row0 + t, begin, end, phase, stride_steps, staged, p.dx != nullptr);
+#pragma unroll 1
+        for (int m0 = 0; m0 < s.matrices; m0 += S::kMatrices) {
+            const T da = sweep_logits(p, m0, row0 + t, begin, end, phase, stride_steps, staged);
+            store_da(p, row0 + t, m0, da, together, partial);
         }
     }
 }
@@ -1616,6 +1679,7 @@ struct ColumnLogits {
     const int64_t* start;
     const int64_t* slot;  // by position
     int64_t cols;
+    int64_t edges;
     int matrices;
 };
 
@@ -1627,6 +1691,7 @@ __global__ void __launch_bounds__(kThreads) column_logits(ColumnLogits<T> p) {
     const int lane = lane_index();
     const int warp = warp_index();
     const int m = int(blockIdx.y) * 8 + lane % 8;
+    const auto dlogits = eqc_view(p.dlogits, p.edges * p.matrices);
     auto ds = eqc_view(p.ds, p.cols * p.matrices);
     for (int t = 0; t <= kWarps; ++t) {  // first each warp its own column, then the long ones together
         const int64_t column = int64_t(blockIdx.x) * kWarps + (t == 0 ? warp : t - 1);
@@ -1643,7 +1708,7 @@ __global__ void __launch_bounds__(kThreads) column_logits(ColumnLogits<T> p) {
         if (m < p.matrices) {
 #pragma unroll 4
             for (int64_t k = begin + (t == 0 ? 0 : 4 * warp) + lane / 8; k < end; k += stride) {
-                sum += p.dlogits[p.slot[k] * p.matrices + m];
+                sum += dlogits[p.slot[k] * p.matrices + m];
             }
         }
         sum += __shfl_xor_sync(kAllLanes, sum, 8);
@@ -1698,10 +1763,13 @@ __global__ void __launch_bounds__(kThreads) logit_gradient(LogitGradient<T> p) {
     const int c = c0 + lane % 8 * 4;
     const int m = m0 + lane / 8 * 2;
     const int64_t begin = blockIdx.x * p.slice_rows;
+    const auto mean_of = eqc_view(p.mean, p.channels);
+    const auto da_rows = eqc_view(p.da, p.rows * p.matrices);
+    const auto ds_cols = eqc_view(p.ds, p.ds == nullptr ? 0 : p.cols * p.matrices);
     T mean[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        mean[i] = c + i < p.channels ? p.mean[c + i] : T(0);
+        mean[i] = c + i < p.channels ? T(mean_of[c + i]) : T(0);
     }
     T u[4][2] = {};
     T v[4][2] = {};
@@ -1713,7 +1781,7 @@ __global__ void __launch_bounds__(kThreads) logit_gradient(LogitGradient<T> p) {
             eqc::load<T, 4>(p.centre + row * p.channels + c, p.vectors_centre, p.channels - c, x);
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const T da = m + k < p.matrices ? p.da[row * p.matrices + m + k] : T(0);
+                const T da = m + k < p.matrices ? T(da_rows[row * p.matrices + m + k]) : T(0);
                 sum_c[k] += double(da);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
@@ -1726,7 +1794,7 @@ __global__ void __launch_bounds__(kThreads) logit_gradient(LogitGradient<T> p) {
             eqc::load<T, 4>(p.x + row * p.channels + c, p.vectors_x, p.channels - c, x);
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const T ds = m + k < p.matrices ? p.ds[row * p.matrices + m + k] : T(0);
+                const T ds = m + k < p.matrices ? T(ds_cols[row * p.matrices + m + k]) : T(0);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     v[i][k] += (x[i] - mean[i]) * ds;
@@ -1820,6 +1888,7 @@ __global__ void __launch_bounds__(kThreads) feature_gradient(FeatureGradient<T> 
                 if (p.d[part] == nullptr) {
                     continue;
                 }
+                const auto gradients = eqc_view(p.d[part], p.rows[part] * p.matrices);
                 T weight[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
@@ -1828,7 +1897,7 @@ __global__ void __launch_bounds__(kThreads) feature_gradient(FeatureGradient<T> 
 #pragma unroll
                 for (int r = 0; r < 16; ++r) {
                     T d[4];
-                    eqc::load<T, 4>(p.d[part] + (row0 + r) * p.matrices + m0 + m, p.vectors,
+                    eqc::load<T, 4>(gradients + ((row0 + r) * p.matrices + m0 + m), p.vectors,
                                     row0 + r < p.rows[part] ? matrices - m : 0, d);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
@@ -1955,13 +2024,13 @@ void make_vertices(int& status, const Arguments& p, const Vertices<T>& out, cuda
 template <class T>
 Steering<T> by_rows(const Arguments& p, const Vertices<T>& at) {
     return {at.a,    at.a_exp, at.s,           at.s_exp,           p.rowptr, p.col,
-            nullptr, p.edge_of_slot, typed<T>(p.values), p.rows, int(p.matrices)};
+            nullptr, p.edge_of_slot, typed<T>(p.values), p.rows, p.cols, int(p.matrices)};
 }
 
 template <class T>
 Steering<T> by_columns(const Arguments& p, const Vertices<T>& at) {
     return {at.s, at.s_exp, at.a, at.a_exp, p.colptr, p.row_of_position, p.slot_of_position, p.edge_of_slot,
-            typed<T>(p.values), p.cols, int(p.matrices)};
+            typed<T>(p.values), p.cols, p.rows, int(p.matrices)};
 }
 
 template <class T>
@@ -2003,7 +2072,7 @@ void launch_transformed(int& status, const Arguments& p, const Steering<T>& stee
                            Shape<T>::kSharedBytes, stream, product);
     }
     const GatherTransformed<T> rest{
-        steering, h, typed<T>(p.b), static_cast<T*>(p.y), outputs, (p.flags & EQC_FS_RELU) != 0};
+        steering, h, typed<T>(p.b), static_cast<T*>(p.y), p.cols, outputs, (p.flags & EQC_FS_RELU) != 0};
     EQC_LAUNCH_CHECKED(status, (gather_outputs<T>),
                        dim3(unsigned(ceil_div(p.rows, kWarps)), unsigned(ceil_div(outputs, kPanel))), dim3(kThreads), 0,
                        stream, rest);
@@ -2084,6 +2153,7 @@ struct BackwardSpace {
     T* ds_cols = nullptr;
     T* dlogits = nullptr;
     T* means = nullptr;
+    T* tops = nullptr;
     T* du_parts = nullptr;
     T* dv_parts = nullptr;
     double* dc_parts = nullptr;
@@ -2127,6 +2197,7 @@ struct BackwardSpace {
         }
         if (!whole) {
             means = space.take<T>(p.edges);
+            tops = space.take<T>(p.edges);
         }
         if (sums) {
             du_parts = space.take<T>(logit_slices * p.channels * p.matrices);
@@ -2216,7 +2287,7 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
     T* const dvalues = static_cast<T*>(p.dvalues);
     EQC_LAUNCH_CHECKED(status, (transpose<T>),
                        dim3(unsigned(ceil_div(channels, 32)), unsigned(ceil_div(outputs, 32)),
-                            unsigned(clamp(matrices, 1, 65535))),
+                            unsigned(matrices)),
                        dim3(kThreads), 0, stream, typed<T>(p.w), space.wt, matrices, channels, outputs);
     if (dvalues != nullptr && p.given_edges > p.edges) {
         launch_clear(status, dvalues, p.given_edges, stream);
@@ -2236,6 +2307,7 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
     pass.dvalues = dvalues;
     pass.dlogits = space.dlogits;
     pass.means = space.means;
+    pass.tops = space.tops;
     pass.cols = p.cols;
     pass.edges = p.edges;
     pass.given_edges = p.given_edges;
@@ -2255,7 +2327,8 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
                      stream);
     }
     if (space.deterministic && space.ds && p.cols > 0) {
-        const ColumnLogits<T> columns{space.dlogits, space.ds_cols, p.colptr, p.slot_of_position, p.cols, matrices};
+        const ColumnLogits<T> columns{space.dlogits, space.ds_cols, p.colptr, p.slot_of_position, p.cols, p.edges,
+                                      matrices};
         EQC_LAUNCH_CHECKED(status, (column_logits<T>),
                            dim3(unsigned(ceil_div(p.cols, kWarps)), unsigned(ceil_div(matrices, 8))), dim3(kThreads), 0,
                            stream, columns);

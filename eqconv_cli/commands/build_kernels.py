@@ -73,7 +73,7 @@ def build_kernels(
         writers.write_json(content, json)
     out = err if json == "-" else terminal.out_console(no_color)
     if rows and not quiet and out is not err:
-        out.print(build_tables(rows))
+        build_tables(rows, out)
     build_summary(rows, finished, out)
     if finished.interrupted:
         return common.INTERRUPTED

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ class Core:
         size = workspace_bytes(ctypes.byref(arguments))
         memory = np.empty(size + _WORKSPACE_ALIGNMENT, np.uint8)
         workspace = memory.ctypes.data + -memory.ctypes.data % _WORKSPACE_ALIGNMENT
-        status = run(ctypes.byref(arguments), workspace, stream or None)
+        with self._unwritten(workspace, size):
+            status = run(ctypes.byref(arguments), workspace, stream or None)
         if status != 0:
             raise EqconvError(f"{operation} on {self.device}: {self.status_text(status)}")
 
@@ -126,6 +128,19 @@ class Core:
         if name not in self._operations:
             raise ValueError(f"operation {name!r} is unknown: allowed: {', '.join(self._operations)}")
         return self._operations[name]
+
+    @contextmanager
+    def _unwritten(self, memory: int, size: int) -> Iterator[None]:
+        """On the emulated device a read of this memory is a fault until a kernel has written there."""
+        if self.device != "emulated":
+            yield
+            return
+        place = ctypes.c_void_p(memory), ctypes.c_size_t(size)
+        self.function("eqc_mark_unwritten")(*place)
+        try:
+            yield
+        finally:
+            self.function("eqc_mark_written")(*place)
 
     def _functions(self, symbol: str) -> tuple[Any, Any]:
         if symbol not in self._found:

@@ -36,11 +36,11 @@ def follow_build(
     return rows, finished
 
 
-def build_tables(rows: Sequence[TargetRow]) -> Group:
+def build_tables(rows: Sequence[TargetRow], console: Console) -> None:
     """One line a target; then, for GPU kernels, one line a kernel and one column an architecture."""
-    parts: list[RenderableType] = [_targets(rows)]
+    parts: list[RenderableType] = [_targets(rows), *_paths(rows)]
     parts += [_kernels(row) for row in rows if row.kernels]
-    return Group(*parts)
+    console.print(Group(*parts), crop=False)  # a path goes on in the next line of the terminal
 
 
 def build_summary(rows: Sequence[TargetRow], finished: RunFinished, console: Console) -> None:
@@ -70,6 +70,7 @@ def build_summary(rows: Sequence[TargetRow], finished: RunFinished, console: Con
 
 def _targets(rows: Sequence[TargetRow]) -> Table:
     checked = any(row.check for row in rows)
+    told = [row.check_detail or next(iter(row.reason.splitlines()), "") for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("target", no_wrap=True)
     table.add_column("status", no_wrap=True)
@@ -77,9 +78,9 @@ def _targets(rows: Sequence[TargetRow]) -> Table:
     table.add_column("size", justify="right", no_wrap=True)
     if checked:
         table.add_column("check", no_wrap=True)
-        table.add_column("what the check found", overflow="fold")
-    table.add_column("path, or reason", overflow="fold")
-    for row in rows:
+    if any(told):
+        table.add_column("what the check found, or reason" if checked else "reason", overflow="fold")
+    for row, detail in zip(rows, told, strict=True):
         cells = [
             Text(row.target),
             Text(row.status, style=_STYLES[row.status]),
@@ -87,23 +88,35 @@ def _targets(rows: Sequence[TargetRow]) -> Table:
             Text("" if row.size_bytes is None else size(row.size_bytes)),
         ]
         if checked:
-            cells += [status_text(row.check or ""), Text(row.check_detail)]
-        where = row.path if row.path else row.reason.splitlines()[0] if row.reason else ""
-        table.add_row(*cells, Text(where))
+            cells.append(status_text(row.check or ""))
+        if any(told):
+            cells.append(Text(detail))
+        table.add_row(*cells)
     return table
+
+
+def _paths(rows: Sequence[TargetRow]) -> list[Text]:
+    """One line a library and never two, so that it can be copied."""
+    lines = [f" {row.target}: {row.path}" for row in rows if row.path]
+    return [Text(line, no_wrap=True, overflow="ignore") for line in lines] + [Text()] * bool(lines)
 
 
 def _kernels(row: TargetRow) -> Table:
     archs = [arch for arch in row.arch if any(use.arch == arch for use in row.kernels)]
     table = Table(
-        title=Text(f"{row.target}: registers · shared memory · stack and spills where there are any"),
+        title=Text.assemble(
+            f" {row.target}: registers of a thread, ",
+            ("+ bytes that it spills", "bold red"),
+            " or ",
+            ("keeps on a stack", "yellow"),
+        ),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_column("kernel", overflow="fold")
+    table.add_column("kernel", no_wrap=True)
     for arch in archs:
-        table.add_column(arch, no_wrap=True)
+        table.add_column(arch, overflow="fold")
     names = dict.fromkeys(use.kernel for use in row.kernels)
     for name in names:
         uses = {use.arch: use for use in row.kernels if use.kernel == name}
@@ -114,12 +127,12 @@ def _kernels(row: TargetRow) -> Table:
 def _use(use: KernelUse | None) -> Text:
     if use is None:
         return Text("")
-    text = Text(f"{use.registers} · {size(use.shared_bytes)}")
-    if use.stack_bytes:
-        text.append(f" · stack {size(use.stack_bytes)}", "yellow")
+    text = Text(str(use.registers))
     spilled = use.spill_store_bytes + use.spill_load_bytes
     if spilled:
-        text.append(f" · spills {size(spilled)}", "bold red")
+        text.append(f" +{spilled}", "bold red")
+    elif use.stack_bytes:
+        text.append(f" +{use.stack_bytes}", "yellow")
     return text
 
 

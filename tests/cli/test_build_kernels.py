@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from eqconv_cli import kernels
 from eqconv_cli.app import app
 from eqconv_cli.engine import build as engine
 from eqconv_cli.events import KernelUse, TargetRow
-from eqconv_cli.kernels import cache, sources
+from eqconv_cli.kernels import cache, sources, toolchain
 from eqconv_cli.report.build_table import build_tables
 from eqconv_cli.report.console import out_console
 from tests.kernels import support
@@ -39,7 +41,8 @@ def test_built_then_cached(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     result = run("--target", "cpu,emulated", "--json", str(path))
     assert result.exit_code == 0, result.output
-    assert re.search(r"cpu +built +\d+\.\d +[\d.]+ KiB +\S+libeqconv_cpu\.so", result.stdout)
+    assert re.search(r"cpu +built +\d+\.\d +[\d.]+ KiB", result.stdout)
+    assert re.search(r"^ cpu: \S+libeqconv_cpu\.so$", result.stdout, re.MULTILINE)
     assert "2 built in" in result.stdout
     assert result.stderr == ""
     report = json.loads(path.read_text())
@@ -104,6 +107,18 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     everything = run()
     assert everything.exit_code == 0
     assert "5 skipped" in everything.stdout
+
+
+def test_without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> toolchain.Compiler:
+        raise toolchain.Missing("no nvcc", toolchain.NVCC_REMEDY)
+
+    monkeypatch.setattr(toolchain, "nvcc", nowhere)
+    named = run("--target", "cpu,cuda")
+    assert named.exit_code == 3
+    assert "cuda skipped: no nvcc. To get it: pip install nvidia-cuda-nvcc" in named.stdout
+    assert "1 built, 1 skipped in" in named.stdout
+    assert run().exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -202,14 +217,34 @@ def test_kernels_have_a_row_each_and_architectures_a_column(capsys: pytest.Captu
     uses = (
         KernelUse("forward<float, 64>", "sm_80", 64, 4096, 0, 0, 0),
         KernelUse("forward<float, 64>", "sm_90", 72, 4096, 16, 8, 12),
-        KernelUse("plain", "sm_90", 10, 0, 0, 0, 0),
+        KernelUse("plain", "sm_90", 10, 0, 32, 0, 0),
     )
     row = TargetRow(
         "cuda", "built", seconds=12.34, size_bytes=3 << 20, path="/c/x.so", arch=("sm_80", "sm_90"), kernels=uses
     )
-    out_console(True).print(build_tables([row]))
+    build_tables([row], out_console(True))
     text = capsys.readouterr().out
-    assert re.search(r"cuda +built +12\.3 +3\.0 MiB +/c/x.so", text)
+    assert re.search(r"cuda +built +12\.3 +3\.0 MiB", text)
     assert re.search(r"kernel +sm_80 +sm_90", text)
-    assert re.search(r"forward<float, 64> +64 · 4\.0 KiB +72 · 4\.0 KiB · stack 16 B · spills 20 B", text)
-    assert re.search(r"plain +10 · 0 B", text)
+    assert re.search(r"forward<float, 64> +64 +72 \+20", text)
+    assert re.search(r"plain +10 \+32", text)
+
+
+def test_eighty_columns_hold_the_tables_and_paths_stay_whole() -> None:
+    arch = ("sm_80", "sm_90", "sm_100", "sm_120")
+    uses = tuple(KernelUse("weight_gradient<double, 32>", name, 128, 640, 264, 700, 1064) for name in arch)
+    path = f"/home/somebody/.cache/eqconv/kernels/cuda/{'0' * 33}/libeqconv_cuda.so"
+    found = "12 comparisons with the reference, largest error 2.6e-07"
+    rows = [
+        TargetRow("cpu", "cached", seconds=11.6, size_bytes=400_000, path="/c/x.so", check="pass", check_detail=found),
+        TargetRow("tensorflow", "skipped", "tensorflow is not installed", 'pip install "eqconv[tensorflow]"'),
+        TargetRow("cuda", "built", seconds=120.4, size_bytes=8 << 20, path=path, arch=arch, kernels=uses),
+    ]
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80, highlight=False)
+    build_tables(rows, console)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert f" cuda: {path}" in lines
+    assert all(len(line) <= 80 for line in lines if path not in line)
+    assert any(line.split() == ["weight_gradient<double,", "32>", *["128", "+1764"] * 4] for line in lines)
+    (row,) = (line for line in lines if line.startswith(" cpu") and "cached" in line)
+    assert "12 comparisons with the" in row

@@ -79,6 +79,21 @@ def test_many_tiles(dtype: str, flags: int) -> None:
     assert_matches(random_problem(rows=150, edges=900, channels=6, outputs=5, matrices=3, dtype=dtype), flags)
 
 
+@pytest.mark.parametrize(("dtype", "matrices"), [("float32", 216), ("float64", 56)])
+def test_a_block_with_a_second_tile(dtype: str, matrices: int) -> None:
+    """Where chunks and panels nearly fill the device, a block of the gradient of W takes several tiles of rows."""
+    problem = random_problem(rows=130, edges=300, channels=1, outputs=300, matrices=matrices, dtype=dtype)
+    found = problem.run(only={"dw"})
+    assert error(found["dw"], problem.wanted()["dw"], 1e-3) <= TOLERANCE[dtype]
+
+
+@both_dtypes
+@every_way
+def test_many_channels(dtype: str, flags: int) -> None:
+    """So many that a second tile of x overwrites all columns of the first in the product of the order first."""
+    assert_matches(random_problem(rows=70, edges=200, channels=500, outputs=3, matrices=3, dtype=dtype), flags)
+
+
 @both_dtypes
 @every_way
 def test_separate_centres(dtype: str, flags: int) -> None:
@@ -165,6 +180,20 @@ def test_a_saturated_softmax_has_no_gradient(flags: int) -> None:
     problem = random_problem(rows=50, edges=200, channels=8, matrices=6, offset=300.0)
     found = assert_matches(problem, flags)
     assert np.abs(found["du"]).max() < 1e-6
+
+
+@both_dtypes
+@every_way
+@pytest.mark.parametrize("matrices", [2, 8, 12, 33])
+def test_an_almost_saturated_softmax(dtype: str, flags: int, matrices: int) -> None:
+    """Large features under a q of almost 1: the gradients of the logits are small differences of large numbers."""
+    problem = random_problem(
+        rows=40, edges=200, channels=6, matrices=matrices, offset=300.0, steepness=0.3, dtype=dtype
+    )
+    problem.v = -problem.u
+    # In float64 the oracle loses the same digits, since it takes the difference as the formula has it.
+    problem.c[matrices // 2] += 12 if dtype == "float32" else 4
+    assert_matches(problem, flags)
 
 
 @both_dtypes

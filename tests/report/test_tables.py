@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from eqconv_cli.events import Part, Row, RunFinished
 from eqconv_cli.report.bench_table import bench_summary, bench_tables, comparison_table
+from eqconv_cli.report.info_table import items_table
 from eqconv_cli.report.verify_table import verify_summary, verify_tables
 
 VALUE = Row("f", "p", "v1+sorted@torch", "v1", "torch", "cpu", "float32", "value", "pass", max_rel=1e-7, tolerance=1e-5)
@@ -77,3 +78,18 @@ def test_bench_table_marks_the_fastest_and_shows_skips() -> None:
 def test_comparison_table() -> None:
     lines = shown(comparison_table([("a · p", 0.001, 0.002, 2.0, 1.9, 2.1, "SLOWER")]))
     assert words(lines[-1]) == "a · p 1.000 2.000 2.000 1.900 to 2.100 SLOWER"
+
+
+def test_info_table() -> None:
+    path = "/home/somebody/.cache/eqconv/kernels/cpu/0123456789abcdef-0123456789abcdef/libeqconv_cpu.so"
+    items = [
+        ("peer", "torch-geometric", None, "comparison of FeaStConv with its original", 'pip install "eqconv[peers]"'),
+        ("compiled", "cpu", path, "the fused variants on the CPU", ""),
+        ("compiled", "cuda", None, "the fused variants on --device cuda", "pip install nvidia-cuda-nvcc"),
+    ]
+    lines = shown(items_table(items), width=80)
+    assert any("torch-geometric" in line and "missing" in line for line in lines)
+    assert all(len(line) <= 80 for line in lines)
+    wide = shown(items_table(items), width=160)
+    assert words(wide[3]) == "compiled cpu .../libeqconv_cpu.so the fused variants on the CPU"
+    assert words(wide[4]) == "cuda missing the fused variants on --device cuda pip install nvidia-cuda-nvcc"
