@@ -22,8 +22,10 @@ from eqconv_cli.events import Floor, Unit
 _COPY_BYTES = 256 * 2**20
 _MATRIX = 1536
 _REPEATS = 5
-#: Rounds of the probe's loop: some hundredths of a second.
-_ROUNDS = 4_000_000
+#: Rounds of the probe's loop, a few milliseconds, and how long it is repeated: a processor that is shared with others
+#: is undisturbed for a moment only.
+_ROUNDS = 1_000_000
+_PROBING_S = 0.25
 _ALIGNMENT = 64
 _STREAMED = 1  # EQC_PROBE_STREAMED of cuda/probes/probes.h
 
@@ -94,8 +96,8 @@ def _probes(dtype: str, threads: int, source: np.ndarray, target: np.ndarray) ->
     def rate(operation: str, work: str, fields: dict[str, Any]) -> float:
         done, seconds = np.empty(1), np.empty(1)
         best = 0.0
-        # One more than counts elsewhere: the first one wakes the units up.
-        for _ in range(_REPEATS + 1):
+        stop = time.perf_counter() + _PROBING_S
+        while time.perf_counter() < stop or best == 0.0:
             core.call(operation, dtype, {**fields, "threads": threads, work: done, "seconds": seconds})
             best = max(best, float(done[0] / seconds[0]))
         return best

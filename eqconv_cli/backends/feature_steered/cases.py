@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqconv_cli.backends.feature_steered import stacks
+from eqconv_cli.backends.feature_steered import meshes, stacks
 from eqconv_cli.backends.feature_steered.graphs import uniform_random
-from eqconv_cli.backends.feature_steered.problems import missing_file
-from eqconv_cli.backends.feature_steered.variants import variant
+from eqconv_cli.backends.feature_steered.problems import missing_file, on_mesh
+from eqconv_cli.backends.feature_steered.variants import VARIANTS, variant
 from eqconv_cli.catalog import Case, Problem, Variant
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -156,4 +156,44 @@ PR155 = Case(
     costed=False,
 )
 
-CASES = (PR101, PR101_MODEL, PR155)
+
+def _door(framework: str, option: str, needs: tuple[str, ...]) -> Variant:
+    """A compiled operator without the Python around it."""
+    return Variant(
+        algorithm="fused",
+        framework=framework,
+        prepare=f"eqconv_cli.backends.feature_steered.{framework}_doors:prepare",
+        options=(option,),
+        needs=needs,
+        gradient=False,
+        why_no_gradient="a door of the forward pass",
+        source="cuda/bindings",
+    )
+
+
+_DOORS = (
+    _door("numpy", "bare", ("cpu",)),
+    _door("torch", "door", ("torch", "cpu")),
+    _door("tensorflow", "door", ("tensorflow", "cpu")),
+)
+_OPERATORS = ("fused@numpy", "fused@torch", "fused@tensorflow")
+
+OVERHEAD = Case(
+    name="overhead",
+    title="what a call costs before it computes: a graph of 10 vertices",
+    source="eqconv",
+    problems=(
+        Problem(
+            "overhead",
+            partial(on_mesh, meshes.grid_mesh),
+            {"n": 2, "m": 5, "channels": 4, "outputs": 4, "matrices": 2},
+            "a strip of 10 vertices",
+        ),
+    ),
+    variants=(*_DOORS, *(v for v in VARIANTS if v.name in _OPERATORS)),
+    baseline=_DOORS[0].name,
+    passes=("forward",),
+    costed=False,
+)
+
+CASES = (PR101, PR101_MODEL, PR155, OVERHEAD)
