@@ -121,7 +121,7 @@ int probe_copy(const eqc_copy* a, void*) {
     if (!a || a->size < 0 || a->rounds < 0 || a->threads < 0) return EQC_BAD_ARGUMENT;
     if (!a->source || !a->target || !a->bytes || !a->seconds) return EQC_BAD_ARGUMENT;
     const bool streamed = a->flags & EQC_PROBE_STREAMED;
-    if (streamed && reinterpret_cast<uintptr_t>(a->target) % 64 != 0) return EQC_BAD_ARGUMENT;
+    if (streamed && a->size > 0 && reinterpret_cast<uintptr_t>(a->target) % 64 != 0) return EQC_BAD_ARGUMENT;
     const int64_t vectors = a->size / Vector<T>::lanes;
     const int threads = thread_count(a->threads, most_threads);
     const T* source = static_cast<const T*>(a->source);

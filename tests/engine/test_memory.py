@@ -25,6 +25,16 @@ def test_a_known_allocation_is_seen(megabytes: int) -> None:
 
 
 @needs_linux
+def test_an_allocation_that_reuses_freed_memory_is_seen() -> None:
+    # Small pieces stay with the process when they are freed, and a large one may then be made of them.
+    pieces = [np.ones(2**13) for _ in range(1024)]
+    del pieces
+    again: list[np.ndarray] = []
+    peak = memory.resident_peak(lambda: again.extend(np.ones(2**13) for _ in range(1024)))
+    assert peak == pytest.approx(64 * 2**20, rel=0.1)
+
+
+@needs_linux
 def test_the_mark_is_reset() -> None:
     memory.resident_peak(lambda: np.ones(64 * 2**17).sum())
     assert memory.resident_peak(lambda: None) < 4 * 2**20

@@ -66,6 +66,14 @@ _THIRTEEN = {
     for name, options in PUBLISHED.items()
 }
 
+_BY_NAME = {v.name: v for v in VARIANTS}
+#: What there is since, beside the thirteen.
+_SINCE = (
+    _BY_NAME["v1+unsorted+last+xla@tensorflow"],
+    replace(_BY_NAME["v3+last@torch"], **_FACTORED),
+    *(_BY_NAME[f"fused@{framework}"] for framework in ("numpy", "torch", "tensorflow")),
+)
+
 PR101 = Case(
     name="pr101",
     title="single convolution: batch 8, V 500, C = D = 32, M 8, random neighbours",
@@ -79,7 +87,7 @@ PR101 = Case(
             tiny={"batch": 1, "vertices": 20},
         ),
     ),
-    variants=tuple(_THIRTEEN.values()),
+    variants=(*_THIRTEEN.values(), *_SINCE),
     baseline=_THIRTEEN["v1_p2d"].name,
     passes=("forward", "forward+backward"),
 )
@@ -176,7 +184,6 @@ _DOORS = (
     _door("torch", "door", ("torch", "cpu")),
     _door("tensorflow", "door", ("tensorflow", "cpu")),
 )
-_OPERATORS = ("fused@numpy", "fused@torch", "fused@tensorflow")
 
 OVERHEAD = Case(
     name="overhead",
@@ -190,7 +197,7 @@ OVERHEAD = Case(
             "a strip of 10 vertices",
         ),
     ),
-    variants=(*_DOORS, *(v for v in VARIANTS if v.name in _OPERATORS)),
+    variants=(*_DOORS, *(_BY_NAME[f"fused@{framework}"] for framework in ("numpy", "torch", "tensorflow"))),
     baseline=_DOORS[0].name,
     passes=("forward",),
     costed=False,
