@@ -68,7 +68,7 @@ def limit_threads(threads: int | None) -> None:
 def pinned(threads: int | None) -> Iterator[tuple[int, ...]]:
     """Keep this thread, and every thread and process that starts from it, on as many cores as there are threads.
 
-    A number of compute threads alone leaves room for helpers: a framework's executor, its compiler, its autograd thread.
+    A number of compute threads alone leaves room for helpers: a framework's executor, compiler and autograd threads.
     Afterwards this thread may run where it could before.
 
     Args:

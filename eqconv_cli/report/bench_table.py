@@ -128,4 +128,3 @@ def _throughput(row: Row) -> list[Text]:
         Text(digits(row.flops / row.median_s / 1e9)),
         Text(f"{row.percent_of_ceiling:.1f} {row.ceiling or ''}"),
     ]
-

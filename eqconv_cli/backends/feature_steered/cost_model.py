@@ -59,8 +59,11 @@ def backward_flops(sizes: Sizes) -> float:
 
 
 def minimal_backward_bytes(sizes: Sizes, itemsize: int) -> float:
-    """Bytes that a backward pass must move when it moves nothing twice: x, dy, dx, the gradients of both logit tables,
-    and of each edge its index, its weight and the gradient of that."""
+    """Bytes that a backward pass must move when it moves nothing twice.
+
+    They are x, dy, dx, the gradients of both logit tables, and of each edge its index, its weight and the gradient of
+    that.
+    """
     per_vertex = 2 * sizes.channels + sizes.outputs + 2 * sizes.matrices
     return float(sizes.vertices * per_vertex * itemsize + sizes.edges * (4 + 2 * itemsize))
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from eqconv_cli import kernels
 from eqconv_cli.backends.feature_steered import fused
-from eqconv_cli.backends.feature_steered.numpy import Parameters, plan_neighborhood
+from eqconv_cli.backends.feature_steered.numpy import plan_neighborhood
+from eqconv_cli.backends.feature_steered.numpy_algorithms import Parameters
 from eqconv_cli.backends.feature_steered.options import Fused
 from eqconv_cli.catalog import Arrays
 from eqconv_cli.errors import EqconvError
@@ -24,7 +25,7 @@ def prepare(inputs: Arrays, dtype: str, device: str) -> BoundRun:
         device: "cpu".
     """
     plan = plan_neighborhood((inputs["indices"], inputs["values"], inputs["dense_shape"]))
-    x, parameters = inputs["data"], tuple(inputs[name] for name in Parameters._fields)
+    x, parameters = inputs["data"], Parameters(*(inputs[name] for name in Parameters._fields))
     fields = fused.fields_of(x, x, plan.values, parameters, plan.pattern, Fused(), 0, backward=False)
     y = np.empty((plan.pattern.rows, parameters[-1].shape[0]), dtype)
     core = kernels.core(device)
