@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from eqconv_cli.catalog import Case, Family, Parameter, Prepared, Problem, Varia
 RESIDENT = "resident high-water mark of a fresh process"
 ALLOCATOR = "the framework's allocator"
 _TIMEOUT_S = 600
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Unsupported|Interrupt)\b")
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,15 @@ def measure(request: Request) -> Measured:
     except subprocess.TimeoutExpired:
         return Measured(None, f"not measured: more than {_TIMEOUT_S} s")
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Measured(None, f"not measured: exit code {done.returncode}, {last[:200]}")
+        return Measured(None, f"not measured: exit code {done.returncode}, {_why(done.stderr)[:200]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return Measured(answer["peak_bytes"], answer["source"])
+
+
+def _why(stderr: str) -> str:
+    """The exception that ended a process, which some frameworks follow with advice; else its last words."""
+    lines = stderr.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
 
 
 def resident_peak(work: Callable[[], Any]) -> int:

@@ -58,6 +58,13 @@ def test_a_process_that_fails_says_why() -> None:
     assert measured.source.startswith("not measured: exit code 1")
 
 
+def test_why_is_the_exception_and_not_the_advice_after_it() -> None:
+    text = "Traceback (most recent call last):\n  File\ntorch._dynamo.exc.InternalError: it broke\n\nSet VERBOSE=1\n"
+    assert memory._why(text) == "torch._dynamo.exc.InternalError: it broke"
+    assert memory._why("killed\n") == "killed"
+    assert memory._why("") == "no message"
+
+
 @needs_linux
 def test_greedy_variant_through_a_plugin_file(tmp_path: Path) -> None:
     plugin = tmp_path / "greedy_plugin.py"
