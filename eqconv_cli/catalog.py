@@ -204,7 +204,8 @@ class Family:
     cases: tuple[Case, ...]
     #: The variant that every time is divided by in ``bench`` without ``--case``.
     baseline: str
-    cost: Callable[[Arrays], Cost]
+    #: The work that each pass needs at least, by the pass's name: "forward", "forward+backward".
+    cost: Callable[[Arrays], Mapping[str, Cost]]
     #: Scale floors of the error metric: |error| / max(floor, max|reference|).
     value_floor: float = 1.0
     gradient_floor: float = 1e-3

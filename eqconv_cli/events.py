@@ -29,6 +29,19 @@ class Part:
     detail: str = ""
 
 
+Unit = Literal["flop", "byte"]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The seconds that the least amount of work takes at a measured ceiling."""
+
+    ceiling: str
+    unit: Unit
+    amount: float
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Row:
     """One finished piece of work. ``None`` means "does not apply here"; durations are seconds, sizes bytes."""
@@ -63,10 +76,12 @@ class Row:
     bytes_moved: float | None = None
     ceiling: str | None = None
     percent_of_ceiling: float | None = None
+    #: Of the flops and of the bytes, the longer one first.
+    floors: tuple[Floor, ...] = ()
 
 
 #: Columns of the CSV file: every scalar field of a row, in order.
-CSV_COLUMNS = tuple(f.name for f in fields(Row) if f.name not in ("parts", "samples_s"))
+CSV_COLUMNS = tuple(f.name for f in fields(Row) if f.name not in ("parts", "samples_s", "floors"))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ using torch::stable::Tensor;
 /* Stands for memory of size 0, for which PyTorch gives a null pointer. */
 alignas(64) char no_memory[64];
 
+/* A workspace of up to so many bytes lies on the stack: to allocate a tensor takes as long as a small graph. */
+constexpr size_t largest_small = 1 << 16;
+
 using CurrentStream = int32_t (*)(int32_t, void**);
 
 /* A PyTorch without CUDA lacks this function, so it cannot be linked; its library is loaded already. */
@@ -122,9 +125,11 @@ class Call {
             STABLE_TORCH_ERROR_CODE_CHECK(current_cuda_stream()(device_index_, &stream));
         }
         const size_t bytes = operation.workspace(place_, wide_, arguments);
+        alignas(64) char small[largest_small];
         std::optional<Tensor> workspace;
-        if (bytes > 0) workspace = allocate(std::array<int64_t, 1>{int64_t(bytes)}, aoti_torch_dtype_uint8());
-        void* memory = workspace ? memory_of(*workspace) : no_memory;
+        if (bytes > sizeof small || place_ == eqc::CUDA)
+            workspace = allocate(std::array<int64_t, 1>{int64_t(bytes)}, aoti_torch_dtype_uint8());
+        void* memory = workspace ? memory_of(*workspace) : small;
         const int status = operation.run(place_, wide_, arguments, memory, bytes, stream);
         STD_TORCH_CHECK(status == EQC_OK, eqc::fault(operation.name(), place_, status));
     }

@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eqconv_cli import frameworks
 from eqconv_cli.catalog import Cost, Prepared, Problem, Variant
 from eqconv_cli.engine import ceilings, memory, statistics
 from eqconv_cli.engine.checks import check_gradient, check_value, describe
@@ -85,6 +86,7 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
     ]
     counts: Counter[str] = Counter()
     interrupted = False
+    limits: ceilings.Ceilings | None = None
     per_group = sum(len(group.selection.variants) * (2 if plan.memory else 1) + plan.rounds for group in groups)
     yield RunStarted(per_group)
     for selection in plan.selections:
@@ -93,23 +95,28 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
                 f"{selection.family.name}: {len(selection.variants)} headline variants; --only chooses among "
                 f"{len(selection.left_out)} more"
             )
+    facts: dict[str, Any] = {"seed": plan.seed}
     try:
-        # NumPy measures the CPU: it says nothing about what a GPU could do.
-        limits = ceilings.measure(plan.dtype) if plan.device == "cpu" else None
-        if limits is not None:
-            yield Note(
-                f"ceilings measured in this run, {plan.dtype}: numpy copy {limits.bytes_per_s / 1e9:.1f} GB/s, "
-                f"numpy GEMM {limits.flops_per_s / 1e9:.0f} GFLOP/s"
-            )
-        for group in groups:
-            budget = None if plan.time_budget is None else plan.time_budget / len(groups)
-            for event in _bench_group(group, plan, limits, budget):
-                if isinstance(event, RowFinished):
-                    counts[event.row.status] += 1
-                yield event
+        with frameworks.pinned(plan.threads) as cores:
+            if cores:
+                facts["cores"] = cores
+                yield Note(f"pinned to {'core' if len(cores) == 1 else 'cores'} {', '.join(map(str, cores))}")
+            # They are those of the CPU, and say nothing about what a GPU could do.
+            if plan.device == "cpu":
+                limits = ceilings.measure(plan.dtype, plan.threads)
+                shown = ", ".join(str(ceiling) for ceiling in limits.measured)
+                yield Note(f"ceilings measured in this run, {plan.dtype}: {shown}")
+            for group in groups:
+                budget = None if plan.time_budget is None else plan.time_budget / len(groups)
+                for event in _bench_group(group, plan, limits, budget):
+                    if isinstance(event, RowFinished):
+                        counts[event.row.status] += 1
+                    yield event
     except KeyboardInterrupt:
         interrupted = True
-    yield RunFinished(dict(counts), time.perf_counter() - started, interrupted, {"seed": plan.seed})
+    if limits is not None:
+        facts["ceilings"] = [asdict(ceiling) for ceiling in limits.measured]
+    yield RunFinished(dict(counts), time.perf_counter() - started, interrupted, facts)
 
 
 def explain(plan: BenchPlan) -> Iterator[str]:
@@ -160,8 +167,8 @@ def _bench_group(
         for _ in contenders:
             yield UnitFinished()
     case = group.selection.case
-    costed = group.check == "forward" and (case is None or case.costed)
-    cost = group.selection.family.cost(instance.inputs) if costed else None
+    costed = case is None or case.costed
+    cost = group.selection.family.cost(instance.inputs).get(group.check) if costed else None
     for contender in contenders:
         row = _timed(contender, samples, baseline.variant.name, plan)
         yield RowFinished(_with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name)))
@@ -287,13 +294,14 @@ def _timed(contender: _Contender, samples: Mapping[str, list[float]], baseline: 
 def _with_ceiling(row: Row, cost: Cost | None, limits: ceilings.Ceilings | None) -> Row:
     if cost is None or limits is None or not row.median_s:
         return row
-    floor, binding = limits.floor(cost)
+    floors = limits.floors(cost)
     return replace(
         row,
         flops=cost.flops,
         bytes_moved=cost.bytes,
-        ceiling=binding,
-        percent_of_ceiling=100 * floor / row.median_s,
+        ceiling=floors[0].ceiling,
+        percent_of_ceiling=100 * floors[0].seconds / row.median_s,
+        floors=floors,
     )
 
 

@@ -7,7 +7,11 @@ once: the peak is the mark minus what was resident before.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +25,7 @@ from eqconv_cli.catalog import Case, Family, Parameter, Prepared, Problem, Varia
 RESIDENT = "resident high-water mark of a fresh process"
 ALLOCATOR = "the framework's allocator"
 _TIMEOUT_S = 600
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Unsupported|Interrupt)\b")
 
 
 @dataclass(frozen=True)
@@ -61,24 +66,39 @@ def measure(request: Request) -> Measured:
     except subprocess.TimeoutExpired:
         return Measured(None, f"not measured: more than {_TIMEOUT_S} s")
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Measured(None, f"not measured: exit code {done.returncode}, {last[:200]}")
+        return Measured(None, f"not measured: exit code {done.returncode}, {_why(done.stderr)[:200]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return Measured(answer["peak_bytes"], answer["source"])
+
+
+def _why(stderr: str) -> str:
+    """The exception that ended a process, which some frameworks follow with advice; else its last words."""
+    lines = stderr.strip().splitlines() or ["no message"]
+    return next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])
 
 
 def resident_peak(work: Callable[[], Any]) -> int:
     """Bytes by which the resident memory of this process rose above its start while ``work`` ran (Linux).
 
+    Memory that the process holds but no longer uses is given back first: an allocation that found its place there would
+    not be seen.
+
     Raises:
         OSError: the kernel does not let the mark be reset.
     """
+    gc.collect()
+    _give_unused_memory_back()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     result = work()
     peak = _status("VmHWM") - before
     del result
     return peak
+
+
+def _give_unused_memory_back() -> None:
+    with contextlib.suppress(AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:
@@ -153,7 +173,8 @@ def main() -> None:
 
     request = json.loads(sys.stdin.read())
     frameworks.limit_threads(request["threads"])
-    print(json.dumps(asdict(_answer(request))))
+    with frameworks.pinned(request["threads"]):
+        print(json.dumps(asdict(_answer(request))))
 
 
 if __name__ == "__main__":

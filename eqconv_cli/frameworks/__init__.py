@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 FRAMEWORKS = ("numpy", "torch", "tensorflow")
 #: "emulated" runs the CUDA kernels on the CPU; a framework's tensors are on the CPU then.
@@ -60,3 +62,29 @@ def limit_threads(threads: int | None) -> None:
         os.environ[variable] = str(threads)
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+
+
+@contextmanager
+def pinned(threads: int | None) -> Iterator[tuple[int, ...]]:
+    """Keep this thread, and every thread and process that starts from it, on as many cores as there are threads.
+
+    A number of compute threads alone leaves room for helpers: a framework's executor, compiler and autograd threads.
+    Afterwards this thread may run where it could before.
+
+    Args:
+        threads: None, or more than the cores that the process may use, pins nothing.
+
+    Yields:
+        The cores; empty when nothing is pinned, also where the system cannot do it.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if threads is None or threads > len(allowed):
+        yield ()
+        return
+    # The last ones, for the first serves most interrupts.
+    cores = tuple(allowed[-threads:])
+    os.sched_setaffinity(0, cores)
+    try:
+        yield cores
+    finally:
+        os.sched_setaffinity(0, allowed)

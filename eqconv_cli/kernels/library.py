@@ -39,6 +39,24 @@ def load(device: str) -> Core:
     return Core(device, path, contract.operations(sources.root()))
 
 
+class PreparedCall:
+    """An operation with its arguments as the core takes them: calling it converts and allocates nothing."""
+
+    def __init__(self, run: Any, arguments: ctypes.Structure, workspace_bytes: int, stream: int, kept: object) -> None:
+        self._run, self._kept = run, (arguments, kept)
+        self._memory = np.empty(workspace_bytes + _WORKSPACE_ALIGNMENT, np.uint8)
+        self._arguments = ctypes.addressof(arguments)
+        #: Address and bytes of the workspace.
+        self.workspace = self._memory.ctypes.data + -self._memory.ctypes.data % _WORKSPACE_ALIGNMENT
+        self.workspace_bytes = workspace_bytes
+        self._stream = stream or None
+
+    def __call__(self) -> int:
+        """Run it on the arrays that it was prepared with; returns the status, 0 for success."""
+        status: int = self._run(self._arguments, self.workspace, self._stream)
+        return status
+
+
 class Core:
     """One compiled core. Calls from several threads do not meet."""
 
@@ -79,6 +97,23 @@ class Core:
             ValueError, TypeError: a field is unknown, or not what the header says.
             EqconvError: the core reports that it could not compute this; says why.
         """
+        prepared = self.prepare(operation, dtype, fields, stream)
+        with self._unwritten(prepared.workspace, prepared.workspace_bytes):
+            status = prepared()
+        if status != 0:
+            raise EqconvError(f"{operation} on {self.device}: {self.status_text(status)}")
+
+    def prepare(
+        self,
+        operation: str,
+        dtype: Any,
+        fields: Mapping[str, int | float | np.ndarray | None],
+        stream: int = 0,
+    ) -> PreparedCall:
+        """An operation on NumPy arrays that can be run many times, with a workspace of its own.
+
+        Args, Raises: as for :meth:`call`, which runs it once and raises for a status other than 0.
+        """
         if self.device == "cuda":
             raise EqconvError("the core for cuda takes memory of the GPU: call it through PyTorch or TensorFlow")
         known = self._operation(operation)
@@ -94,13 +129,7 @@ class Core:
                 setattr(arguments, name, _pointer(field, value, real) if field.is_pointer else _number(field, value))
         symbol = f"eqc_{operation}_{_SUFFIXES[real.name]}"
         workspace_bytes, run = self._functions(symbol)
-        size = workspace_bytes(ctypes.byref(arguments))
-        memory = np.empty(size + _WORKSPACE_ALIGNMENT, np.uint8)
-        workspace = memory.ctypes.data + -memory.ctypes.data % _WORKSPACE_ALIGNMENT
-        with self._unwritten(workspace, size):
-            status = run(ctypes.byref(arguments), workspace, stream or None)
-        if status != 0:
-            raise EqconvError(f"{operation} on {self.device}: {self.status_text(status)}")
+        return PreparedCall(run, arguments, workspace_bytes(ctypes.byref(arguments)), stream, tuple(fields.values()))
 
     def function(self, symbol: str) -> Any:
         """The exported C function of this name, for bare calls; the caller sets ``argtypes`` and ``restype``.

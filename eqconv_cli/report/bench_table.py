@@ -12,6 +12,7 @@ from rich.text import Text
 
 from eqconv_cli.events import Row, RunFinished
 from eqconv_cli.report.console import status_text
+from eqconv_cli.report.units import TimeUnit, amount, digits, time_unit
 
 _VERDICT_STYLES = {"FASTER": "green", "SLOWER": "red", "SAME": "", "UNSURE": "yellow"}
 
@@ -40,14 +41,15 @@ def comparison_table(rows: Sequence[tuple[str, float, float, float, float, float
     """Now against a saved run: (label, seconds then, seconds now, ratio, low, high, verdict)."""
     table = Table(title=Text("now / saved run"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant · problem · pass", no_wrap=True)
-    for name in ("then ms", "now ms", "ratio", "99 % interval"):
+    unit = time_unit(seconds for _, then, now, *_ in rows for seconds in (then, now))
+    for name in (f"then {unit.name}", f"now {unit.name}", "ratio", "99 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for label, then, now, ratio, low, high, verdict in rows:
         table.add_row(
             Text(label),
-            Text(_digits(then * 1e3)),
-            Text(_digits(now * 1e3)),
+            Text(digits(then * unit.per_second)),
+            Text(digits(now * unit.per_second)),
             Text(f"{ratio:.3f}"),
             Text(f"{low:.3f} to {high:.3f}"),
             Text(verdict, style=_VERDICT_STYLES[verdict]),
@@ -57,10 +59,13 @@ def comparison_table(rows: Sequence[tuple[str, float, float, float, float, float
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
     baseline = next((row.baseline for row in rows if row.baseline), None)
+    unit = time_unit(row.median_s for row in rows)
     shown = f"{title}   (ratio: time / time of {baseline})" if baseline else title
+    floor = next((_floor(row, unit) for row in rows if row.floors), None)
+    shown = f"{shown}\n{floor}" if floor else shown
     table = Table(title=Text(shown), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant", no_wrap=True)
-    for name in ("median ms", "spread ms", "rounds", "ratio", "99 % interval"):
+    for name in (f"median {unit.name}", f"spread {unit.name}", "rounds", "ratio", "99 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     has_peak, has_ceiling = any(row.peak_source for row in rows), any(row.ceiling for row in rows)
@@ -74,9 +79,9 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     table.add_column("status", overflow="fold")
     fastest = min((row.median_s for row in rows if row.median_s is not None), default=None)
     for row in rows:
-        cells = [_variant(row, fastest), *_timing(row)]
+        cells = [_variant(row, fastest), *_timing(row, unit)]
         if has_peak:
-            cells.append(Text("" if row.peak_bytes is None else _digits(row.peak_bytes / 2**20)))
+            cells.append(Text("" if row.peak_bytes is None else digits(row.peak_bytes / 2**20)))
         if has_ceiling:
             cells += _throughput(row)
         cells.append(Text("" if row.max_rel is None else f"{row.max_rel:.0e}"))
@@ -91,14 +96,24 @@ def _variant(row: Row, fastest: float | None) -> Text:
     return Text(f"{row.variant} *" if best else row.variant, style="bold" if best else "")
 
 
-def _timing(row: Row) -> list[Text]:
+def _floor(row: Row, unit: TimeUnit) -> str:
+    """The least time of the row's pass, and what each ceiling makes of it."""
+    parts = [
+        f"{digits(floor.seconds * unit.per_second)} {unit.name} by {floor.ceiling} ({amount(floor.amount, floor.unit)})"
+        for floor in row.floors
+    ]
+    longest = row.floors[0].seconds * unit.per_second
+    return f"floor {digits(longest)} {unit.name}: {', '.join(parts)}"
+
+
+def _timing(row: Row, unit: TimeUnit) -> list[Text]:
     if row.median_s is None or row.iqr_s is None or row.ratio is None:
         return [Text("") for _ in range(6)]
     interval = "" if row.verdict is None else f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"
     verdict = row.verdict or "baseline"
     return [
-        Text(_digits(row.median_s * 1e3)),
-        Text(_digits(row.iqr_s * 1e3)),
+        Text(digits(row.median_s * unit.per_second)),
+        Text(digits(row.iqr_s * unit.per_second)),
         Text(str(row.runs)),
         Text(f"{row.ratio:.3f}"),
         Text(interval),
@@ -109,13 +124,7 @@ def _timing(row: Row) -> list[Text]:
 def _throughput(row: Row) -> list[Text]:
     if row.flops is None or not row.median_s or row.percent_of_ceiling is None:
         return [Text(""), Text("")]
-    by = (row.ceiling or "").removeprefix("numpy ")
-    return [Text(_digits(row.flops / row.median_s / 1e9)), Text(f"{row.percent_of_ceiling:.1f} {by}")]
-
-
-def _digits(value: float) -> str:
-    """Three or four significant digits without an exponent."""
-    for limit, places in ((10, 3), (100, 2), (1000, 1)):
-        if abs(value) < limit:
-            return f"{value:.{places}f}"
-    return f"{value:.0f}"
+    return [
+        Text(digits(row.flops / row.median_s / 1e9)),
+        Text(f"{row.percent_of_ceiling:.1f} {row.ceiling or ''}"),
+    ]

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from eqconv_cli.events import Row
 from eqconv_cli.report.files import write_text
+from eqconv_cli.report.units import time_unit
 
 _Column = tuple[str, Callable[[Row], str]]
 
@@ -20,10 +21,7 @@ _VERIFY: tuple[_Column, ...] = (
     ("status", lambda row: row.status),
     ("reason", lambda row: row.reason),
 )
-_BENCH: tuple[_Column, ...] = (
-    ("variant", lambda row: f"`{row.variant}`"),
-    ("median ms", lambda row: _number(row.median_s, "{:.2f}", 1e3)),
-    ("spread ms", lambda row: _number(row.iqr_s, "{:.2f}", 1e3)),
+_RATIOS: tuple[_Column, ...] = (
     ("ratio", lambda row: _number(row.ratio, "{:.3f}")),
     ("99 % interval", lambda row: "" if row.verdict is None else f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"),
     ("verdict", lambda row: row.verdict or ("baseline" if row.median_s is not None else "")),
@@ -33,16 +31,27 @@ _BENCH: tuple[_Column, ...] = (
 )
 
 
+def _bench_columns(rows: Sequence[Row]) -> tuple[_Column, ...]:
+    unit = time_unit(row.median_s for row in rows)
+    return (
+        ("variant", lambda row: f"`{row.variant}`"),
+        (f"median {unit.name}", lambda row: _number(row.median_s, "{:.2f}", unit.per_second)),
+        (f"spread {unit.name}", lambda row: _number(row.iqr_s, "{:.2f}", unit.per_second)),
+        *_RATIOS,
+    )
+
+
 def markdown(rows: Sequence[Row], command: str) -> str:
     """One table for each family, problem and device (and pass, for ``bench``), under a heading."""
-    columns = _BENCH if command == "bench" else _VERIFY
 
     def key(row: Row) -> tuple[str, ...]:
         place = (row.family, row.problem, row.device)
         return (*place, row.dtype, row.check) if command == "bench" else place
 
     blocks = []
-    for names, group in groupby(rows, key=key):
+    for names, grouped in groupby(rows, key=key):
+        group = list(grouped)
+        columns = _bench_columns(group) if command == "bench" else _VERIFY
         lines = [" | ".join(name for name, _ in columns), " | ".join("---" for _ in columns)]
         lines += [" | ".join(_escaped(cell(row)) for _, cell in columns) for row in group]
         blocks.append(f"### {' · '.join(names)}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n")

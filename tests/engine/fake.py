@@ -78,6 +78,6 @@ FAMILY = Family(
     checks=(),
     cases=(Case("published", "a case", "nowhere", (PROBLEM,), (SLOW, GOOD), SLOW.name, passes=("forward",)),),
     baseline=GOOD.name,
-    cost=lambda inputs: Cost(flops=float(inputs["x"].size), bytes=8.0 * inputs["x"].size),
+    cost=lambda inputs: {"forward": Cost(flops=float(inputs["x"].size), bytes=8.0 * inputs["x"].size)},
     explain=lambda inputs: [f"auto: good, because n={inputs['x'].size}"],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -34,9 +35,28 @@ def test_rows_carry_samples_ratios_and_ceilings() -> None:
         assert row.ratio_low <= row.ratio <= row.ratio_high
     assert rows[0].ratio == 1.0 and rows[0].verdict is None
     assert rows[1].verdict == "SLOWER"
-    assert rows[0].ceiling == "numpy copy" and rows[0].percent_of_ceiling is not None
-    assert rows[2].ceiling is None
+    assert rows[0].ceiling in ("numpy copy", "stream copy") and rows[0].percent_of_ceiling is not None
+    assert [floor.unit for floor in rows[0].floors] == ["byte", "flop"]
+    assert rows[0].percent_of_ceiling == pytest.approx(100 * rows[0].floors[0].seconds / rows[0].median_s)
+    assert rows[2].ceiling is None and rows[2].floors == ()
     assert any(isinstance(event, Note) and "ceilings measured in this run" in event.text for event in events)
+    finished = events[-1]
+    assert isinstance(finished, RunFinished)
+    assert {"numpy copy", "numpy GEMM"} <= {ceiling["name"] for ceiling in finished.facts["ceilings"]}
+
+
+def test_threads_pin_the_run_and_no_longer() -> None:
+    before = os.sched_getaffinity(0)
+    plan = BenchPlan((Selection(fake.FAMILY, (fake.PROBLEM,), (fake.GOOD,)),), rounds=5, memory=False, threads=1)
+    during = set()
+    for event in bench(plan):
+        if isinstance(event, RowFinished):
+            during.add(tuple(os.sched_getaffinity(0)))
+        finished = event
+    assert during == {(max(before),)} and os.sched_getaffinity(0) == before
+    assert isinstance(finished, RunFinished) and finished.facts["cores"] == (max(before),)
+    many, _ = run(fake.GOOD, threads=len(before) + 1)
+    assert many[0].status == "pass"
 
 
 def test_the_announced_units_are_the_finished_ones() -> None:

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from eqconv_cli.catalog import Cost
-from eqconv_cli.engine import ceilings, machine
+from eqconv_cli.engine import machine
 
 
 def test_fingerprint_is_json_and_names_what_matters() -> None:
@@ -28,15 +27,3 @@ def test_identity_sees_another_machine() -> None:
     there = {**here, "cpu": {**here["cpu"], "model": "another"}}
     assert machine.identity(here) != machine.identity(there)
     assert machine.identity(here) == machine.identity({**here, "load_average": [9.0, 9.0, 9.0]})
-
-
-def test_the_higher_floor_binds() -> None:
-    limits = ceilings.Ceilings(bytes_per_s=10.0, flops_per_s=100.0)
-    assert limits.floor(Cost(flops=1000.0, bytes=10.0)) == (10.0, "numpy GEMM")
-    assert limits.floor(Cost(flops=100.0, bytes=100.0)) == (10.0, "numpy copy")
-
-
-def test_ceilings_are_measured() -> None:
-    limits = ceilings.measure("float32")
-    assert 1e8 < limits.bytes_per_s < 1e13
-    assert 1e8 < limits.flops_per_s < 1e15

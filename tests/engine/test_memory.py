@@ -25,6 +25,16 @@ def test_a_known_allocation_is_seen(megabytes: int) -> None:
 
 
 @needs_linux
+def test_an_allocation_that_reuses_freed_memory_is_seen() -> None:
+    # Small pieces stay with the process when they are freed, and a large one may then be made of them.
+    pieces = [np.ones(2**13) for _ in range(1024)]
+    del pieces
+    again: list[np.ndarray] = []
+    peak = memory.resident_peak(lambda: again.extend(np.ones(2**13) for _ in range(1024)))
+    assert peak == pytest.approx(64 * 2**20, rel=0.1)
+
+
+@needs_linux
 def test_the_mark_is_reset() -> None:
     memory.resident_peak(lambda: np.ones(64 * 2**17).sum())
     assert memory.resident_peak(lambda: None) < 4 * 2**20
@@ -46,6 +56,13 @@ def test_a_process_that_fails_says_why() -> None:
     measured = memory.measure(dataclasses.replace(REQUEST, problem="nowhere"))
     assert measured.peak_bytes is None
     assert measured.source.startswith("not measured: exit code 1")
+
+
+def test_why_is_the_exception_and_not_the_advice_after_it() -> None:
+    text = "Traceback (most recent call last):\n  File\ntorch._dynamo.exc.InternalError: it broke\n\nSet VERBOSE=1\n"
+    assert memory._why(text) == "torch._dynamo.exc.InternalError: it broke"
+    assert memory._why("killed\n") == "killed"
+    assert memory._why("") == "no message"
 
 
 @needs_linux

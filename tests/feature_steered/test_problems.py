@@ -23,7 +23,7 @@ def test_inputs_are_complete_consistent_and_reproducible(problem: object) -> Non
     assert (first["indices"] < first["dense_shape"]).all()
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["var_w"], other["var_w"])
-    assert cost(first).flops > 0 and cost(first).bytes > 0
+    assert all(least.flops > 0 and least.bytes > 0 for least in cost(first).values())
     assert [line.split(":")[0] for line in explain(first)] == ["auto@numpy", "auto@torch", "auto@tensorflow"]
 
 
@@ -38,7 +38,8 @@ def test_the_airfoil_is_a_triangulation() -> None:
 
 def test_the_published_case_has_its_edges_and_thirteen_variants() -> None:
     case = CASES["pr101"]
-    assert len(case.variants) == 13
+    published = [v for v in case.variants if v.framework == "tensorflow" and "raw" in v.options]
+    assert len(published) == 13 and case.variants[:13] == tuple(published)
     inputs = case.problems[0].arrays(123)
     assert inputs["data"].shape == (8, 500, 32)
     assert inputs["var_w"].shape == (8, 32, 32)

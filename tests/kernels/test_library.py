@@ -31,6 +31,16 @@ def test_a_call_computes(core: Core, dtype: str) -> None:
     core.call("scale", dtype, {"size": 0, "x": x[:0], "y": y[:0]})
 
 
+def test_a_prepared_call_computes_again_and_again(core: Core) -> None:
+    x, y = np.arange(3.0), np.empty(3)
+    prepared = core.prepare("scale", "float64", {"size": 3, "factor": 2.0, "x": x, "y": y})
+    assert prepared() == 0 and y.tolist() == [0, 2, 4]
+    x += 1
+    assert prepared() == 0 and y.tolist() == [2, 4, 6]
+    unsupported = core.prepare("scale", "float64", {"size": 3, "flags": 2, "x": x, "y": y})
+    assert unsupported() == 2
+
+
 def test_the_core_is_loaded_once(core: Core) -> None:
     assert kernels.core("cpu") is core
 

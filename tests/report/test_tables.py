@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console, RenderableType
 
-from eqconv_cli.events import Part, Row, RunFinished
+from eqconv_cli.events import Floor, Part, Row, RunFinished
 from eqconv_cli.report.bench_table import bench_summary, bench_tables, comparison_table
 from eqconv_cli.report.info_table import items_table
+from eqconv_cli.report.markdown import markdown
+from eqconv_cli.report.units import amount
 from eqconv_cli.report.verify_table import verify_summary, verify_tables
 
 VALUE = Row("f", "p", "v1+sorted@torch", "v1", "torch", "cpu", "float32", "value", "pass", max_rel=1e-7, tolerance=1e-5)
@@ -55,8 +58,9 @@ def test_verify_summary() -> None:
 def test_bench_table_marks_the_fastest_and_shows_skips() -> None:
     timed = replace(
         VALUE, check="forward", median_s=0.002, iqr_s=0.0001, runs=7, ratio=1.0, ratio_low=1.0, ratio_high=1.0,
-        baseline="v1+sorted@torch", peak_bytes=3 * 2**20, peak_source="somehow", flops=4e6, ceiling="numpy GEMM",
+        baseline="v1+sorted@torch", peak_bytes=3 * 2**20, peak_source="somehow", flops=4e6, ceiling="FMA peak",
         percent_of_ceiling=12.5,
+        floors=(Floor("FMA peak", "flop", 4e6, 0.00025), Floor("stream copy", "byte", 3.14e6, 0.0001)),
     )  # fmt: skip
     fast = replace(
         timed, variant="v2@torch", median_s=0.001, ratio=0.5, ratio_low=0.4, ratio_high=0.6, verdict="FASTER"
@@ -64,15 +68,39 @@ def test_bench_table_marks_the_fastest_and_shows_skips() -> None:
     skip = replace(SKIP, check="forward")
     lines = shown(bench_tables([timed, fast, skip]), width=160)
     assert lines[0] == "f · p · forward · cpu · float32   (ratio: time / time of v1+sorted@torch)"
-    assert [words(line) for line in lines[3:]] == [
-        "v1+sorted@torch 2.000 0.100 7 1.000 baseline 3.000 2.000 12.5 GEMM 1e-07 1e-05 pass",
-        "v2@torch * 1.000 0.100 7 0.500 0.400 to 0.600 FASTER 3.000 4.000 12.5 GEMM 1e-07 1e-05 pass",
+    assert lines[1] == "floor 0.250 ms: 0.250 ms by FMA peak (4 Mflop), 0.100 ms by stream copy (3.14 MB)"
+    assert [words(line) for line in lines[4:]] == [
+        "v1+sorted@torch 2.000 0.100 7 1.000 baseline 3.000 2.000 12.5 FMA peak 1e-07 1e-05 pass",
+        "v2@torch * 1.000 0.100 7 0.500 0.400 to 0.600 FASTER 3.000 4.000 12.5 FMA peak 1e-07 1e-05 pass",
         "v3@torch skip no device",
     ]
     console = Console(file=io.StringIO(), width=120)
     bench_summary([timed, fast, skip], RunFinished({}, 1.0), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "peak memory: somehow" in text and "2 of 3 rows verified and timed" in text
+
+
+def test_short_times_are_in_microseconds() -> None:
+    short = replace(
+        VALUE, check="forward", median_s=1.5e-6, iqr_s=2e-8, runs=7, ratio=1.0, ratio_low=1.0, ratio_high=1.0,
+        baseline="v1+sorted@torch",
+    )  # fmt: skip
+    longer = replace(short, variant="v2@torch", median_s=2e-3, ratio=1333.0, verdict="SLOWER")
+    lines = shown(bench_tables([short, longer]), width=160)
+    assert words(lines[1]).startswith("variant median µs spread µs")
+    found = [words(line).split(" 7 ")[0] for line in lines[3:]]
+    assert found == ["v1+sorted@torch * 1.500 0.020", "v2@torch 2000 0.020"]
+    assert "| variant | median µs | spread µs |" in markdown([short, longer], "bench")
+    lines = shown(comparison_table([("a · p", 5e-5, 2e-4, 4.0, 3.9, 4.1, "SLOWER")]))
+    assert words(lines[-1]) == "a · p 50.00 200.0 4.000 3.900 to 4.100 SLOWER"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(682e6, "flop", "682 Mflop"), (12.2e6, "byte", "12.2 MB"), (3.21e9, "flop", "3.21 Gflop"), (12, "byte", "12 B")],
+)
+def test_amounts_have_prefixes(value: float, unit: str, text: str) -> None:
+    assert amount(value, unit) == text
 
 
 def test_comparison_table() -> None:

@@ -31,10 +31,16 @@ def _sizes(inputs: Arrays) -> cost_model.Sizes:
     return cost_model.Sizes(vertices, len(inputs["values"]), channels, outputs, matrices)
 
 
-def cost(inputs: Arrays) -> Cost:
-    """Flops and bytes that any forward pass needs."""
-    sizes = _sizes(inputs)
-    return Cost(cost_model.flops(sizes), cost_model.minimal_bytes(sizes, inputs["data"].dtype.itemsize))
+def cost(inputs: Arrays) -> dict[str, Cost]:
+    """Flops and bytes that any implementation needs, of each pass."""
+    sizes, itemsize = _sizes(inputs), inputs["data"].dtype.itemsize
+    flops, moved = cost_model.flops(sizes), cost_model.minimal_bytes(sizes, itemsize)
+    return {
+        "forward": Cost(flops, moved),
+        "forward+backward": Cost(
+            flops + cost_model.backward_flops(sizes), moved + cost_model.minimal_backward_bytes(sizes, itemsize)
+        ),
+    }
 
 
 def explain(inputs: Arrays) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqconv_cli.backends.feature_steered import stacks
+from eqconv_cli.backends.feature_steered import meshes, stacks
 from eqconv_cli.backends.feature_steered.graphs import uniform_random
-from eqconv_cli.backends.feature_steered.problems import missing_file
-from eqconv_cli.backends.feature_steered.variants import variant
+from eqconv_cli.backends.feature_steered.problems import missing_file, on_mesh
+from eqconv_cli.backends.feature_steered.variants import VARIANTS, variant
 from eqconv_cli.catalog import Case, Problem, Variant
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -66,6 +66,14 @@ _THIRTEEN = {
     for name, options in PUBLISHED.items()
 }
 
+_BY_NAME = {v.name: v for v in VARIANTS}
+#: What there is since, beside the thirteen.
+_SINCE = (
+    _BY_NAME["v1+unsorted+last+xla@tensorflow"],
+    replace(_BY_NAME["v3+last@torch"], **_FACTORED),
+    *(_BY_NAME[f"fused@{framework}"] for framework in ("numpy", "torch", "tensorflow")),
+)
+
 PR101 = Case(
     name="pr101",
     title="single convolution: batch 8, V 500, C = D = 32, M 8, random neighbours",
@@ -79,7 +87,7 @@ PR101 = Case(
             tiny={"batch": 1, "vertices": 20},
         ),
     ),
-    variants=tuple(_THIRTEEN.values()),
+    variants=(*_THIRTEEN.values(), *_SINCE),
     baseline=_THIRTEEN["v1_p2d"].name,
     passes=("forward", "forward+backward"),
 )
@@ -156,4 +164,43 @@ PR155 = Case(
     costed=False,
 )
 
-CASES = (PR101, PR101_MODEL, PR155)
+
+def _door(framework: str, option: str, needs: tuple[str, ...]) -> Variant:
+    """A compiled operator without the Python around it."""
+    return Variant(
+        algorithm="fused",
+        framework=framework,
+        prepare=f"eqconv_cli.backends.feature_steered.{framework}_doors:prepare",
+        options=(option,),
+        needs=needs,
+        gradient=False,
+        why_no_gradient="a door of the forward pass",
+        source="cuda/bindings",
+    )
+
+
+_DOORS = (
+    _door("numpy", "bare", ("cpu",)),
+    _door("torch", "door", ("torch", "cpu")),
+    _door("tensorflow", "door", ("tensorflow", "cpu")),
+)
+
+OVERHEAD = Case(
+    name="overhead",
+    title="what a call costs before it computes: a graph of 10 vertices",
+    source="eqconv",
+    problems=(
+        Problem(
+            "overhead",
+            partial(on_mesh, meshes.grid_mesh),
+            {"n": 2, "m": 5, "channels": 4, "outputs": 4, "matrices": 2},
+            "a strip of 10 vertices",
+        ),
+    ),
+    variants=(*_DOORS, *(_BY_NAME[f"fused@{framework}"] for framework in ("numpy", "torch", "tensorflow"))),
+    baseline=_DOORS[0].name,
+    passes=("forward",),
+    costed=False,
+)
+
+CASES = (PR101, PR101_MODEL, PR155, OVERHEAD)

@@ -48,6 +48,26 @@ def minimal_bytes(sizes: Sizes, itemsize: int) -> float:
     return float(sizes.vertices * per_vertex * itemsize + sizes.edges * (4 + itemsize))
 
 
+def backward_flops(sizes: Sizes) -> float:
+    """Floating-point operations that a backward pass adds when it recomputes nothing: twice those of the forward pass.
+
+    Every product of the forward pass has two in the backward pass, one for each of its factors: dW and dz (order
+    "first": dW and dx) in the dense part, dx and the weights' gradients in the sparse part, and for the logits the
+    gradients of u, of v and of x on either side.
+    """
+    return 2.0 * flops(sizes)
+
+
+def minimal_backward_bytes(sizes: Sizes, itemsize: int) -> float:
+    """Bytes that a backward pass must move when it moves nothing twice.
+
+    They are x, dy, dx, the gradients of both logit tables, and of each edge its index, its weight and the gradient of
+    that.
+    """
+    per_vertex = 2 * sizes.channels + sizes.outputs + 2 * sizes.matrices
+    return float(sizes.vertices * per_vertex * itemsize + sizes.edges * (4 + 2 * itemsize))
+
+
 def transform_first(sizes: Sizes) -> bool:
     """The narrower side goes through the sparse part: first iff D < C."""
     return sizes.outputs < sizes.channels

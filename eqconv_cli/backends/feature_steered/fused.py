@@ -32,6 +32,12 @@ def missing(settings: Fused, rows: int, cols: int, edges: int) -> list[str]:
     return [*missing_kernels(settings.core or "cpu"), *schedule.too_large(rows, cols, edges)]
 
 
+def pack(pattern: Pattern, settings: Fused, backward: bool = True) -> schedule.Packed:
+    """The pattern as the kernels take it, made once."""
+    parts = schedule.parts_for(settings.core or "cpu", backward, settings.deterministic)
+    return schedule.packed(pattern, "numpy", parts, lambda made: made)
+
+
 def forward(
     x: Array,
     centre: Array,
@@ -52,7 +58,7 @@ def forward(
         settings: where and how to compute.
         flags: what to compute.
     """
-    fields = _fields(x, centre, values, parameters, pattern, settings, flags, backward=False)
+    fields = fields_of(x, centre, values, parameters, pattern, settings, flags, backward=False)
     y = np.empty((pattern.rows, parameters[-1].shape[0]), x.dtype)
     kernels.core(settings.core or "cpu").call(FORWARD, str(x.dtype), {**fields, "y": y})
     return y
@@ -76,7 +82,7 @@ def backward(
         y: the result, when it went through ReLU.
         x, centre, values, parameters, pattern, settings, flags: as for :func:`forward`.
     """
-    fields = _fields(x, centre, values, parameters, pattern, settings, flags, backward=True)
+    fields = fields_of(x, centre, values, parameters, pattern, settings, flags, backward=True)
     u, v, c, w, b = parameters
     like = {"dx": x, "dcentre": centre, "dvalues": values, "du": u, "dv": v, "dc": c, "dw": w, "db": b}
     if centre is x:
@@ -87,7 +93,7 @@ def backward(
     return gradients
 
 
-def _fields(
+def fields_of(
     x: Array,
     centre: Array,
     values: Array,
@@ -98,8 +104,7 @@ def _fields(
     backward: bool,
 ) -> dict[str, Any]:
     """What forward and backward have in common of the struct ``eqc_feature_steered``."""
-    parts = schedule.parts_for(settings.core or "cpu", backward, settings.deterministic)
-    packed = schedule.packed(pattern, "numpy", parts, lambda made: made)
+    packed = pack(pattern, settings, backward)
     contiguous = np.ascontiguousarray(x)
     centres = contiguous if centre is x else np.ascontiguousarray(centre)
     if centre is not x and centres.ctypes.data == contiguous.ctypes.data:

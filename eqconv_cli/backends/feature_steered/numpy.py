@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eqconv_cli.backends.feature_steered import arguments, cost_model, fused
+from eqconv_cli.backends.feature_steered.fused import pack as pack_for_kernels
 from eqconv_cli.backends.feature_steered.numpy_algorithms import (
     ALGORITHMS,
     Array,
@@ -274,6 +275,9 @@ def prepare(
         by = options["version"] = fused_on(device, fused)
     matrix = (inputs["indices"], inputs["values"], inputs["dense_shape"])
     plan = plan_neighborhood(matrix, inputs.get("sizes"))
+    settings = fused_settings(options.get("version", "auto"), options.get("softmax", "stable"), _missing(plan.pattern))
+    if settings is not None:
+        pack_for_kernels(plan.pattern, settings)
     floats = {name: a for name, a in inputs.items() if np.issubdtype(a.dtype, np.floating)}
 
     def arguments_of(arrays: Arrays) -> tuple[Any, ...]:
@@ -286,7 +290,12 @@ def prepare(
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Arrays:
         operands = arguments_of(arrays)
-        return feature_steered_convolution_gradients(cotangents["output"], *operands, version=by, validate="none")
+        # The gradients do not need the outputs. They are computed, and kept until the end, as in the frameworks: the
+        # two are timed and measured together.
+        outputs = forward(arrays)
+        gradients = feature_steered_convolution_gradients(cotangents["output"], *operands, version=by, validate="none")
+        del outputs
+        return gradients
 
     return BoundRun(forward, floats, backward if gradients else None)
 

@@ -96,9 +96,8 @@ def feature_steered_convolution(
         [4.6, 4.6, 4.6]
     """
     arguments.check_choices(version, transform_data_first, segment_sum_impl, softmax, validate, activation)
-    x, centre = (tf.convert_to_tensor(part) for part in data) if isinstance(data, tuple) else (data, None)
-    x = tf.convert_to_tensor(x)
-    parameters = Parameters(*(tf.convert_to_tensor(p) for p in (var_u, var_v, var_c, var_w, var_b)))
+    x, centre = (_tensor(part) for part in data) if isinstance(data, tuple) else (_tensor(data), None)
+    parameters = Parameters(*(_tensor(p) for p in (var_u, var_v, var_c, var_w, var_b)))
     if validate != "none":
         _check_shapes(x, parameters)
     plan = plan_neighborhood(neighbors, sizes)
@@ -141,16 +140,21 @@ def feature_steered_convolution(
     return _unflatten(y if activation is None else tf.nn.relu(y), edges)
 
 
+def _tensor(array: Any) -> tf.Tensor:
+    # Converting a tensor costs as much as a few operations of a small graph, and does nothing.
+    return array if isinstance(array, tf.Tensor) else tf.convert_to_tensor(array)
+
+
 def _sizes(edges: Edges, p: Parameters) -> cost_model.Sizes:
     """What is known of the sizes while a function is traced; unknown extents count as 1."""
 
     def known(length: Any) -> int:
         return length if isinstance(length, int) else 1
 
-    channels, outputs = extent(p.var_w, 1), extent(p.var_w, 2)
-    return cost_model.Sizes(
-        known(edges.cols), known(extent(edges.row, 0)), known(channels), known(outputs), known(p.matrices)
-    )
+    # Without operations: an extent that is unknown is not needed here.
+    extents = (edges.cols, edges.row.shape[0], *p.var_w.shape.as_list())
+    vertices, count, matrices, channels, outputs = (known(length) for length in extents)
+    return cost_model.Sizes(vertices, count, channels, outputs, matrices)
 
 
 def _flatten(x: tf.Tensor, edges: Edges) -> tf.Tensor:

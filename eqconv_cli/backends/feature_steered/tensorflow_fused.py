@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import tensorflow as tf
@@ -44,6 +44,11 @@ def place_of(settings: Fused, device: str) -> str:
         return "cuda" if tf.config.list_logical_devices("GPU") else "cpu"
     kind = name[1:].split(":")[0]
     return "cuda" if kind == "GPU" else kind.lower()
+
+
+def upload(pattern: Pattern, device: str, settings: Fused) -> None:
+    """Keep a pattern on a device as the kernels take it for both passes, so that the first call need not make it."""
+    _packed(pattern, device, schedule.parts_for(place_of(settings, device), True, settings.deterministic))
 
 
 def missing(settings: Fused, device: str, pattern: Pattern | SymbolicPattern) -> list[str]:
@@ -95,7 +100,20 @@ def convolve(
         packed = _packed(pattern, name, parts)
     else:
         packed = pack_symbolic(pattern.edges, schedule.parts_for(place, False, False))
-    return _operators(place).eqconv_feature_steered_forward(
+    return _call(_operators(place), x, centre, values, parameters, packed, settings, flags)
+
+
+def _call(
+    operators: Any,
+    x: tf.Tensor,
+    centre: tf.Tensor | None,
+    values: tf.Tensor,
+    parameters: Sequence[tf.Tensor],
+    packed: PackedTensors,
+    settings: Fused,
+    flags: int,
+) -> tf.Tensor:
+    return operators.eqconv_feature_steered_forward(
         x,
         x if centre is None else centre,
         values,
@@ -108,6 +126,20 @@ def convolve(
         threads=settings.threads,
         core=settings.core or "",
     )
+
+
+def door(
+    x: tf.Tensor, values: tf.Tensor, parameters: Sequence[tf.Tensor], pattern: Pattern, settings: Fused
+) -> Callable[[], tf.Tensor]:
+    """The operator that :func:`convolve` calls, with its arguments prepared, for measurements.
+
+    Args:
+        x: features [V, C], of sources and centres.
+        values, parameters, pattern, settings: as for :func:`convolve`.
+    """
+    place = place_of(settings, x.device)
+    packed = _packed(pattern, device_name(x.device), schedule.parts_for(place, True, settings.deterministic))
+    return partial(_call, _operators(place), x, None, values, parameters, packed, settings, 0)
 
 
 def _wants_determinism() -> bool:

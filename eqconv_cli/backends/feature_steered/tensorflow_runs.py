@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from eqconv_cli.backends.feature_steered.options import fused_on
+from eqconv_cli.backends.feature_steered import tensorflow_fused
+from eqconv_cli.backends.feature_steered.options import fused_on, fused_settings
 from eqconv_cli.backends.feature_steered.plan import Coo
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import edges_of
@@ -43,7 +44,15 @@ def prepare(
         options["version"] = fused_on(device, fused)
     arrays = {name: inputs[name].astype(dtype, copy=False) for name in DIFFERENTIABLE if name in inputs}
     plan = plan_neighborhood(Coo(inputs["indices"], arrays["values"], inputs["dense_shape"]), inputs.get("sizes"))
-    edges_of(plan.pattern, "/GPU:0" if device == "cuda" else "/CPU:0")
+    place = "/GPU:0" if device == "cuda" else "/CPU:0"
+    edges_of(plan.pattern, place)
+    settings = fused_settings(
+        options.get("version", "auto"),
+        options.get("softmax", "stable"),
+        lambda settings: tensorflow_fused.missing(settings, place, plan.pattern),
+    )
+    if settings is not None:
+        tensorflow_fused.upload(plan.pattern, place, settings)
 
     def function(tensors: Tensors) -> Tensors:
         data = (tensors["data"], tensors["data_out"]) if "data_out" in tensors else tensors["data"]

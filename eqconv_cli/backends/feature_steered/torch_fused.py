@@ -51,6 +51,11 @@ def _constant(function: F) -> F:
     return cast(F, torch.compiler.assume_constant_result(function))
 
 
+def upload(pattern: Pattern, device: torch.device, settings: Fused) -> None:
+    """Keep a pattern on a device as the kernels take it for both passes, so that the first call need not make it."""
+    _packed(pattern, device, schedule.parts_for(settings.core or device.type, True, settings.deterministic))
+
+
 @_constant
 def missing(settings: Fused, device_type: str, rows: int, cols: int, edges: int) -> list[str]:
     """Why the compiled kernels cannot compute this on such a device; empty when they can."""
@@ -96,11 +101,7 @@ def convolve(
         operator = torch.ops.eqconv.feature_steered_forward.default
         return operator(x, centre, values, *parameters, words, *sizes, flags, settings.threads, settings.core or "")
     operator = _operator(place)
-    packed = _packed(pattern, x.device, parts)
-    arguments = (
-        *(x, centre, values, *parameters, packed.words, *packed.sizes),
-        *(flags, settings.threads, settings.core or ""),
-    )
+    arguments = _arguments(x, centre, values, parameters, _packed(pattern, x.device, parts), settings, flags)
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in inputs):
         raise NotImplementedError(_NO_FORWARD_MODE)
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -111,6 +112,33 @@ def convolve(
         return cast(Tensor, _Recorded.apply(operator, *arguments))
     with torch._C._AutoDispatchBelowAutograd():
         return cast(Tensor, operator(*arguments))
+
+
+def _arguments(
+    x: Tensor,
+    centre: Tensor | None,
+    values: Tensor,
+    parameters: Sequence[Tensor],
+    packed: PackedTensor,
+    settings: Fused,
+    flags: int,
+) -> tuple[Any, ...]:
+    sizes = (*packed.sizes, flags, settings.threads, settings.core or "")
+    return (x, centre, values, *parameters, packed.words, *sizes)
+
+
+def door(
+    x: Tensor, values: Tensor, parameters: Sequence[Tensor], pattern: Pattern, settings: Fused
+) -> tuple[Any, tuple[Any, ...]]:
+    """The forward operator and the arguments that :func:`convolve` would call it with, for measurements.
+
+    Args:
+        x: features [V, C], of sources and centres.
+        values, parameters, pattern, settings: as for :func:`convolve`.
+    """
+    place = settings.core or x.device.type
+    packed = _packed(pattern, x.device, schedule.parts_for(place, False, settings.deterministic))
+    return _operator(place), _arguments(x, None, values, parameters, packed, settings, 0)
 
 
 class _Recorded(torch.autograd.Function):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqconv_cli.backends.feature_steered.options import fused_on
+from eqconv_cli.backends.feature_steered import torch_fused
+from eqconv_cli.backends.feature_steered.options import fused_on, fused_settings
 from eqconv_cli.backends.feature_steered.plan import Coo
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_sparse import edges_of
@@ -51,7 +52,17 @@ def prepare(
     arrays = {name: inputs[name].astype(dtype, copy=False) for name in names}
     neighbors = Coo(inputs["indices"], arrays["values"], inputs["dense_shape"])
     plan = plan_neighborhood(neighbors, inputs.get("sizes"))
-    edges_of(plan.pattern, torch.device(of_framework(device)))
+    place = torch.device(of_framework(device))
+    edges_of(plan.pattern, place)
+    settings = fused_settings(
+        options.get("version", "auto"),
+        options.get("softmax", "stable"),
+        lambda settings: torch_fused.missing(
+            settings, place.type, plan.pattern.rows, plan.pattern.cols, plan.pattern.edges
+        ),
+    )
+    if settings is not None:
+        torch_fused.upload(plan.pattern, place, settings)
     paired = "data_out" in inputs
 
     def convolve(tensors: Tensors) -> Tensors:

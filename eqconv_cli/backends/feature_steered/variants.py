@@ -95,6 +95,10 @@ def _on_every_framework(framework: str) -> Iterator[Variant]:
     yield variant(framework, "auto")
 
 
+#: TensorFlow Graphics' operator as it was last released, eager.
+RELEASED = variant("tensorflow", "v1", order="last", segment_sum="unsorted", fold=False, softmax="raw")
+
+
 def _compiled() -> Iterator[Variant]:
     tf = "tensorflow"
     for segment_sum in ("sorted", "unsorted"):
@@ -156,6 +160,7 @@ CLOSED_FORM = Variant(
 #: What a user would choose among, each algorithm at its usual best.
 _HEADLINES = frozenset(
     [
+        RELEASED.name,
         "closed_form@numpy",
         "fused@numpy",
         "fused@torch",
@@ -175,6 +180,7 @@ _ALL = (
     *_on_every_framework("numpy"),
     *_on_every_framework("torch"),
     *_on_every_framework("tensorflow"),
+    RELEASED,
     *_compiled(),
     *_fused(),
 )

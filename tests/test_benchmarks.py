@@ -1,0 +1,66 @@
+"""The scripts in ``benchmarks/`` name what there is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from eqconv_cli import catalog
+from eqconv_cli.app import app
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "run_fused.sh"
+
+
+def commands(folder: Path, *arguments: str) -> list[list[str]]:
+    """The words after ``eqconv`` of every command that the script runs, in its order."""
+    recorded = folder / "recorded"
+    stand_in = folder / "eqconv"
+    # One argument a line, and an empty one between commands.
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "" >> {shlex.quote(str(recorded))}\n')
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "EQCONV": str(stand_in), "ROUNDS": "5"}
+    subprocess.run([str(SCRIPT), str(folder / "out"), *arguments], env=environment, check=True, capture_output=True)
+    return [block.split("\n") for block in recorded.read_text().rstrip("\n").split("\n\n")]
+
+
+def test_every_command_parses_and_names_variants_that_there_are(tmp_path: Path) -> None:
+    mesh = tmp_path / "wm_lh.gii"
+    mesh.touch()
+    command = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
+    family = catalog.family("feature_steered")
+    found = commands(tmp_path, str(mesh))
+    assert len(found) == 6
+    for words in found:
+        given = command.make_context("bench", words[1:]).params
+        assert given["threads"] == 1 and given["rounds"] == 5
+        case = next((c for c in family.cases if c.name == given["case"]), None)
+        assert given["case"] is None or case is not None
+        known = [variant.name for variant in (case.variants if case else family.variants)]
+        for pattern in given["only"] or ():
+            assert any(fnmatchcase(name, pattern) for name in known), pattern
+        problems = case.problems if case else family.problems
+        for pattern in given["problem"] or ():
+            assert pattern in {problem.name for problem in problems}
+
+
+def test_without_the_mesh_its_rows_are_left_out(tmp_path: Path) -> None:
+    assert not [words for words in commands(tmp_path) if "--mesh" in words]
+    assert len(commands(tmp_path)) == 8  # the second run adds its four to the first one's
+
+
+def test_a_folder_is_needed() -> None:
+    done = subprocess.run([str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "FOLDER" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["s1-forward", "s1-backward", "hcp-forward", "hcp-backward", "pr101", "overhead"])
+def test_the_page_has_a_line_for_every_report(name: str) -> None:
+    assert f"run {name} " in SCRIPT.read_text()
+    assert f"`{name}`" in (ROOT / "benchmarks" / "README.md").read_text()
