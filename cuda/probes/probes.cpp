@@ -77,10 +77,12 @@ template <class Work>
 double together(int threads, const Work& work) {
     std::atomic<int> absent{threads};
     std::vector<Clock::time_point> begun(static_cast<size_t>(threads)), ended(static_cast<size_t>(threads));
-    /* Whoever has taken an item waits here for the others, so every thread gets exactly one. */
+    /* Whoever has taken an item waits here for the others, so every thread gets exactly one. Where fewer threads come
+     * than were asked for, one takes several after a while. */
+    const Clock::time_point patience = Clock::now() + std::chrono::seconds(1);
     parallel_for(threads, threads, [&](int64_t item, int) {
         absent.fetch_sub(1);
-        while (absent.load() > 0) std::this_thread::yield();
+        while (absent.load() > 0 && Clock::now() < patience) std::this_thread::yield();
         begun[size_t(item)] = Clock::now();
         work(int(item));
         ended[size_t(item)] = Clock::now();
