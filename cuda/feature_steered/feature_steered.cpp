@@ -139,6 +139,7 @@ struct Backward {
     double* double_room;
     T *room, *packed, *turned_w, *ut, *vt, *dut, *dvt, *dw;
     Span* spans;
+    unsigned char* summed; /* [cols] whether a chunk has added to the column's dx, which holds nothing before */
 
     Backward(const Arguments& arguments, void* workspace)
         : a(arguments),
@@ -165,6 +166,7 @@ struct Backward {
         dut = arena.template take<T>(n.K);
         dvt = arena.template take<T>(n.K);
         spans = arena.template take<Span>(threads * n.batch);
+        summed = arena.template take<unsigned char>(a.dx ? a.cols : 0);
     }
 
     /* What a thread works in; from dx on, a chunk's own sums. */
@@ -211,8 +213,8 @@ struct Backward {
                 ut[m * n.C + c] = u[c * n.M + m];
                 vt[m * n.C + c] = v[c * n.M + m];
             }
-        clear<T>(a.dx, a.cols * n.C);
-        clear<T>(a.dvalues, a.given_edges);
+        clear<unsigned char>(summed, a.dx ? a.cols : 0);
+        if (a.given_edges > a.edges) clear<T>(a.dvalues, a.given_edges);
         clear<T>(dw, n.K * n.D);
         clear<T>(a.db, n.D);
         clear<T>(a.dc, n.M);
@@ -220,6 +222,8 @@ struct Backward {
         clear<T>(dvt, n.K);
         Turnstile turn;
         parallel_for(threads, a.chunks, [&](int64_t chunk, int thread) { this->chunk(chunk, thread, turn); });
+        for (int64_t j = 0; a.dx && j < a.cols; ++j)
+            if (!summed[j]) clear<T>(static_cast<T*>(a.dx) + j * n.C, n.C);
         if (a.dw) outer.finish(dw, static_cast<T*>(a.dw));
         for (int64_t m = 0; m < n.M; ++m)
             for (int64_t c = 0; c < n.C; ++c) {
@@ -255,8 +259,16 @@ struct Backward {
         accumulate(a.du ? dut : nullptr, r.dut, n.K);
         accumulate(a.dv ? dvt : nullptr, r.dvt, n.K);
         accumulate(a.dc, r.dc, n.M);
-        for (int64_t k = 0; a.dx && k < touched; ++k)
-            accumulate(static_cast<T*>(a.dx) + int64_t(columns[k]) * n.C, r.dx + k * n.C, n.C);
+        for (int64_t k = 0; a.dx && k < touched; ++k) {
+            T* sum = static_cast<T*>(a.dx) + int64_t(columns[k]) * n.C;
+            const T* part = r.dx + k * n.C;
+            if (summed[columns[k]]) {
+                accumulate(sum, part, n.C);
+            } else {
+                std::copy(part, part + n.C, sum);
+                summed[columns[k]] = 1;
+            }
+        }
         turn.done();
     }
 
