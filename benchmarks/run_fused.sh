@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every row of the comparison of the fused kernels, one after the other, on one pinned thread: reports as JSON and CSV
+# Every row of the comparison of the fused kernels, one after the other, on THREADS pinned threads (1): JSON and CSV
 # in the folder given. Takes about an hour on a 2-core machine; nothing else should run.
 #
 #   benchmarks/run_fused.sh FOLDER [MESH]
@@ -17,6 +17,7 @@ fi
 folder=$1
 mesh=${2-}
 rounds=${ROUNDS-11}
+threads=${THREADS-1}
 eqconv=${EQCONV-eqconv}
 mkdir -p "$folder"
 
@@ -25,7 +26,7 @@ run() {
     name=$1
     shift
     echo "== $name" >&2
-    $eqconv bench feature_steered --threads 1 --rounds "$rounds" \
+    $eqconv bench feature_steered --threads "$threads" --rounds "$rounds" \
         --json "$folder/$name.json" --csv "$folder/$name.csv" "$@" || echo "$name: exit code $?" >&2
 }
 
