@@ -115,6 +115,19 @@ EQC_INLINE void store_row(T* p, int last, const typename Vector<T>::type (&row)[
     }
 }
 
+/* Asks for a row of n numbers, or its first 256 bytes. */
+template <class T>
+EQC_INLINE void prefetch(const T* row, int64_t n) {
+    const char* line = reinterpret_cast<const char*>(row);
+    const int64_t bytes = n * int64_t(sizeof(T));
+    __builtin_prefetch(line);
+    if (bytes > 64) __builtin_prefetch(line + 64);
+    if (bytes > 128) {
+        __builtin_prefetch(line + 128);
+        __builtin_prefetch(line + 192);
+    }
+}
+
 template <int D, class V, size_t... I>
 EQC_INLINE V lower_halves(V a, V b, std::index_sequence<I...>) {
     return __builtin_shufflevector(a, b, (I & D ? int(sizeof...(I) + I - D) : int(I))...);

@@ -150,7 +150,12 @@ struct Assignment {
             const int64_t slot = first + start;
             const int edges = int(smaller(group, count - start));
             const T* rows[group];
-            for (int k = 0; k < group; ++k) rows[k] = es + int64_t(a.col[slot + (k < edges ? k : edges - 1)]) * n.Ms;
+            for (int k = 0; k < group; ++k) {
+                const int64_t j = a.col[slot + (k < edges ? k : edges - 1)];
+                rows[k] = es + j * n.Ms;
+                /* The sums over the neighbours come next, when these are all done. */
+                prefetch(static_cast<const T*>(a.x) + j * n.C, n.C);
+            }
             Eight<T> total{};
             for (int64_t m = 0; m < n.Ms; m += group) {
                 const Eight<T> own = load8(ea + i * n.Ms + m);
@@ -186,9 +191,11 @@ struct Assignment {
     EQC_INLINE Eight<T> weights(int64_t slot, int edges) const {
         const T* values = static_cast<const T*>(a.values);
         if (!a.edge_of_slot && edges == group) return load8(values + slot);
-        Eight<T> w{};
-        for (int k = 0; k < group; ++k)
-            if (k < edges) w[k] = values[a.edge_of_slot ? a.edge_of_slot[slot + k] : slot + k];
+        Eight<T> w;
+        for (int k = 0; k < group; ++k) {
+            const int64_t place = slot + (k < edges ? k : edges - 1);
+            w[k] = values[a.edge_of_slot ? a.edge_of_slot[place] : place];
+        }
         return w;
     }
 };

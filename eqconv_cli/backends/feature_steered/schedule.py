@@ -22,7 +22,7 @@ Longs = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
 
 #: A chunk ends where its rows and edges together cost this much; a row costs as much as ROW_COST edges.
-CHUNK_COST = 16384
+CHUNK_COST = 32768
 ROW_COST = 8
 #: There should be this many chunks to share out among threads, as long as a chunk keeps this many rows.
 WANTED_CHUNKS = 16
