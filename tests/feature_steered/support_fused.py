@@ -70,6 +70,8 @@ PROBLEMS: dict[str, Callable[[], Arrays]] = {
     },
     "batch": partial(random_problem, 6, batch=(2, 3), centres=8, edges=90),
     "many chunks": partial(random_problem, 7, centres=5000, edges=20_000, channels=4, outputs=3),
+    # Products of the matrix unit that end in the middle of a tile in all three directions.
+    "several tiles": partial(random_problem, 12, centres=150, edges=900, channels=40, outputs=70, matrices=9),
     "star": partial(star, 5000),
     "isolated": isolated,
     "duplicates": duplicates,

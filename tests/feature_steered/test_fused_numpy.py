@@ -91,6 +91,20 @@ def test_shapes_with_other_instructions(shape, instructions):
 
 
 @built
+def test_the_matrix_unit_is_about_as_accurate_as_multiply_adds():
+    inputs = rounded(random_problem(13, centres=300, edges=2000, channels=64, outputs=64, matrices=32), "float32")
+    expected, g, gradients = oracle(inputs)
+    errors = {}
+    for instructions in ("best", "avx512"):
+        output, found = run(inputs, g, settings={"instructions": instructions})
+        errors[instructions] = np.array(
+            [np.abs(output - expected).max() / np.abs(expected).max()]
+            + [np.abs(found[name] - gradients[name]).max() / np.abs(gradients[name]).max() for name in gradients]
+        )
+    assert (errors["best"] <= 3 * errors["avx512"]).all() and errors["best"].max() < 1e-6
+
+
+@built
 @pytest.mark.parametrize("problem", ["ragged", "bipartite", "many chunks", "star"])
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
 def test_orders(problem, first):
