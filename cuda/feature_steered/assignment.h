@@ -146,35 +146,57 @@ struct Assignment {
      * assignments themselves too. Lanes beyond the last edge hold nothing of use. */
     template <bool with_q>
     EQC_INLINE void softmax(int64_t i, int64_t first, int64_t count, T* p, T* q) const {
-        for (int64_t start = 0; start < count; start += group, p += n.Ms * group, q += with_q ? n.Ms * group : 0) {
-            const int64_t slot = first + start;
-            const int edges = int(smaller(group, count - start));
-            const T* rows[group];
-            for (int k = 0; k < group; ++k) {
-                const int64_t j = a.col[slot + (k < edges ? k : edges - 1)];
-                rows[k] = es + j * n.Ms;
-                /* The sums over the neighbours come next, when these are all done. */
-                prefetch(static_cast<const T*>(a.x) + j * n.C, n.C);
-            }
-            Eight<T> total{};
-            for (int64_t m = 0; m < n.Ms; m += group) {
-                const Eight<T> own = load8(ea + i * n.Ms + m);
-                Eight<T> block[group];
-                for (int k = 0; k < group; ++k) block[k] = own * load8(rows[k] + m);
-                transpose(block);
-                for (int k = 0; k < group; ++k) store8(p + (m + k) * group, block[k]);
-                total += sum(block);
-            }
-            Eight<T> scale = 1 / total;
-            if ((a.flags & EQC_FS_STABLE) || !all_reach<T>(total, denominator_floor<T>)) {
-                own_edges(i, slot, edges, total, p, scale);
-            }
-            const Eight<T> w = weights(slot, edges);
-            for (int64_t m = 0; m < n.Ms; ++m) {
-                const Eight<T> value = load8(p + m * group) * scale;
-                if (with_q) store8(q + m * group, value);
-                store8(p + m * group, value * w);
-            }
+        const int64_t step = n.Ms * group;
+        int64_t start = 0;
+        for (; start + group <= count; start += group, p += step, q += with_q ? step : 0)
+            softmax_of_group<with_q, true>(i, first + start, group, p, q);
+        if (start < count) softmax_of_group<with_q, false>(i, first + start, int(count - start), p, q);
+    }
+
+    template <bool with_q, bool full>
+    EQC_INLINE void softmax_of_group(int64_t i, int64_t slot, int edges, T* p, T* q) const {
+        const T *rows[group], *own = ea + i * n.Ms;
+        for (int k = 0; k < group; ++k) {
+            const int64_t j = a.col[slot + (full || k < edges ? k : edges - 1)];
+            rows[k] = es + j * n.Ms;
+            /* The sums over the neighbours come next, when all of a batch are done. */
+            prefetch(static_cast<const T*>(a.x) + j * n.C, n.C);
+        }
+        const Eight<T> w = weights<full>(slot, edges);
+        const bool factored = !(a.flags & EQC_FS_STABLE);
+        Eight<T> block[group], total{};
+        if (n.Ms == group && factored) {
+            products(own, rows, 0, block);
+            total = sum(block);
+            if (all_reach<T>(total, denominator_floor<T>)) return scale<with_q>(block, 1 / total, w, p, q);
+        }
+        total = Eight<T>{};
+        for (int64_t m = 0; m < n.Ms; m += group) {
+            products(own, rows, m, block);
+            for (int k = 0; k < group; ++k) store8(p + (m + k) * group, block[k]);
+            total += sum(block);
+        }
+        Eight<T> factor = 1 / total;
+        if (!factored || !all_reach<T>(total, denominator_floor<T>)) own_edges(i, slot, edges, total, p, factor);
+        for (int64_t m = 0; m < n.Ms; m += group) {
+            for (int k = 0; k < group; ++k) block[k] = load8(p + (m + k) * group);
+            scale<with_q>(block, factor, w, p + m * group, q + (with_q ? m * group : 0));
+        }
+    }
+
+    /* By matrix, of eight matrices from m on, for eight edges. */
+    EQC_INLINE void products(const T* own, const T* const* rows, int64_t m, Eight<T> (&block)[group]) const {
+        const Eight<T> left = load8(own + m);
+        for (int k = 0; k < group; ++k) block[k] = left * load8(rows[k] + m);
+        transpose(block);
+    }
+
+    template <bool with_q>
+    EQC_INLINE void scale(const Eight<T> (&block)[group], Eight<T> factor, Eight<T> w, T* p, T* q) const {
+        const Eight<T> both = factor * w;
+        for (int k = 0; k < group; ++k) {
+            if (with_q) store8<T>(q + k * group, block[k] * factor);
+            store8<T>(p + k * group, block[k] * both);
         }
     }
 
@@ -188,12 +210,13 @@ struct Assignment {
         }
     }
 
+    template <bool full>
     EQC_INLINE Eight<T> weights(int64_t slot, int edges) const {
         const T* values = static_cast<const T*>(a.values);
-        if (!a.edge_of_slot && edges == group) return load8(values + slot);
+        if (full && !a.edge_of_slot) return load8(values + slot);
         Eight<T> w;
         for (int k = 0; k < group; ++k) {
-            const int64_t place = slot + (k < edges ? k : edges - 1);
+            const int64_t place = slot + (full || k < edges ? k : edges - 1);
             w[k] = values[a.edge_of_slot ? a.edge_of_slot[place] : place];
         }
         return w;

@@ -41,7 +41,7 @@ struct Sizes {
     int64_t Ms;         /* M in whole groups */
     int64_t Zs;         /* step of the rows of z; no power of two, which would share one set of the cache */
     int64_t tile;       /* rows whose z take 288 KiB at most */
-    int64_t batch;      /* groups of edges whose weights take 16 KiB */
+    int64_t batch;      /* groups of edges whose weights and neighbours take 32 KiB */
 
     explicit Sizes(const Arguments& a)
         : M(a.matrices),
@@ -50,7 +50,7 @@ struct Sizes {
           K(a.matrices * a.channels),
           Ms(padded(a.matrices, group)),
           Zs(padded(K, 16) + 16),
-          batch(16384 / int64_t(sizeof(T)) / (Ms * group)) {
+          batch(32768 / int64_t(sizeof(T)) / ((Ms + C) * group)) {
         batch = batch < 4 ? 4 : batch;
         tile = 288 * 1024 / int64_t(sizeof(T)) / Zs;
         tile = tile >= 64 ? 64 : tile >= 32 ? 32 : tile >= 16 ? 16 : 8;
