@@ -1,8 +1,8 @@
 /* Fused feature-steered convolution on the CPU; compiled once for each instruction set, chosen when it is called.
  *
- * Forward: the factors exp(s_j - max) of all columns are made first (V·M numbers, the only array between x and y). Then
- * tiles of centres: softmax of a row's edges, z_i = sum_e w q x in registers, and y = z·W + b from the tile, which never
- * leaves the second-level cache.
+ * Forward: the factors exp(a_i - max) of all rows and exp(s_j - max) of all columns are made first (two tables of V·M
+ * numbers, all that there is between x and y). Then tiles of centres: softmax of the edges, z_i = sum_e w q x in
+ * registers, and y = z·W + b from the tile, which never leaves the second-level cache.
  * Backward: the same tiles with dz = dy·W^T. What edges add to their columns, and everything that follows from it, goes
  * into buffers of the chunk of rows; chunks are added up in their order, so results are bitwise the same for any number
  * of threads.
