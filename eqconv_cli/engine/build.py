@@ -34,7 +34,7 @@ from eqconv_cli.events import (
     UnitFinished,
     UnitStarted,
 )
-from eqconv_cli.kernels import targets
+from eqconv_cli.kernels import bindings, targets
 
 TARGETS = kernels.TARGETS
 #: The algorithm that the compiled core computes.
@@ -188,15 +188,9 @@ def load(target: str, path: str) -> None:
     except OSError as error:
         _answer("fail", f"does not load: {error}")
         return
-    opened = []
-    if record.framework:
-        for core in ("cpu", "emulated", "cuda"):
-            built: Path | None = kernels.built(core)
-            if built is None:
-                continue
-            if library.eqc_open_core(core.encode(), str(built).encode()) != 0:
-                library.eqc_open_core_error.restype = ctypes.c_char_p
-                _answer("fail", f"cannot open the core for {core}: {library.eqc_open_core_error().decode()}")
-                return
-            opened.append(core)
+    opened = [core for core in ("cpu", "emulated", "cuda") if record.framework and kernels.built(core) is not None]
+    for core in opened:
+        if failure := bindings.open_core(library, core):
+            _answer("fail", f"cannot open the core for {core}: {failure}")
+            return
     _answer("pass", f"loads and opens the core for {', '.join(opened)}" if opened else "loads")

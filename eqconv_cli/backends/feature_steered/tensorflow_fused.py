@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,20 +9,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from eqconv_cli import kernels
 from eqconv_cli.backends.feature_steered import schedule
-from eqconv_cli.backends.feature_steered.fused import GRADIENTS, missing_kernels
+from eqconv_cli.backends.feature_steered.fused import (
+    GRADIENTS,
+    SECOND_ORDER,
+    missing_kernels,
+    open_core,
+    operators_path,
+)
 from eqconv_cli.backends.feature_steered.options import Flag, Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
 from eqconv_cli.backends.feature_steered.schedule import CHUNKS, EDGE_OF_SLOT, TOUCHED
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, device_name
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import SymbolicPattern
-from eqconv_cli.errors import Unavailable
-
-_SECOND_ORDER = (
-    "version='fused' has first derivatives only: take another version of feature_steered_convolution, for example "
-    "'v2', to differentiate twice"
-)
 
 
 @dataclass(frozen=True)
@@ -169,29 +167,19 @@ def _operators(place: str) -> Any:
     Raises:
         Unavailable: the operators or the core are not built, or do not load.
     """
-    module, library = _library()
-    reasons = missing_kernels(place)
-    if reasons:
-        raise Unavailable(f"version='fused' on {place}", reasons)
-    if library.eqc_open_core(place.encode(), str(kernels.built(place)).encode()):
-        raise Unavailable(f"version='fused' on {place}", [library.eqc_open_core_error().decode()])
+    module, path = _library()
+    open_core(path, place)
     return module
 
 
 @cache
-def _library() -> tuple[Any, Any]:
-    """The operators as TensorFlow's module and as a shared library, with their gradients registered."""
-    reasons = missing_kernels("tensorflow")
-    if reasons:
-        raise Unavailable("version='fused' in TensorFlow", reasons)
-    path = str(kernels.built("tensorflow"))
+def _library() -> tuple[Any, str]:
+    """The operators as TensorFlow's module, with their gradients registered, and the path of their library."""
+    path = operators_path("tensorflow", "TensorFlow")
     module = tf.load_op_library(path)
     tf.RegisterGradient("EqconvFeatureSteeredForward")(_gradient)
     tf.RegisterGradient("EqconvFeatureSteeredBackward")(_refuse_second_order)
-    library = ctypes.CDLL(path)
-    library.eqc_open_core.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-    library.eqc_open_core_error.restype = ctypes.c_char_p
-    return module, library
+    return module, path
 
 
 def _gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
@@ -221,7 +209,7 @@ def _gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
 
 
 def _refuse_second_order(op: Any, *cotangents: tf.Tensor) -> list[tf.Tensor | None]:
-    raise NotImplementedError(_SECOND_ORDER)
+    raise NotImplementedError(SECOND_ORDER)
 
 
 # Packing inside a traced function: what :func:`schedule.pack` does with NumPy, done with TensorFlow operations.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,19 +12,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
-from eqconv_cli import kernels
 from eqconv_cli.backends.feature_steered import schedule
-from eqconv_cli.backends.feature_steered.fused import GRADIENTS, missing_kernels
+from eqconv_cli.backends.feature_steered.fused import (
+    GRADIENTS,
+    SECOND_ORDER,
+    missing_kernels,
+    open_core,
+    operators_path,
+)
 from eqconv_cli.backends.feature_steered.options import Flag, Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
-from eqconv_cli.errors import Unavailable
 
 _FORWARD = "eqconv::feature_steered_forward"
 _BACKWARD = "eqconv::feature_steered_backward"
-_SECOND_ORDER = (
-    "version='fused' has first derivatives only: take another version of feature_steered_convolution, for example "
-    "'v2', to differentiate twice"
-)
 _NO_FORWARD_MODE = (
     "version='fused' has no forward-mode derivative, and neither have the others: use reverse mode (backward)"
 )
@@ -188,28 +187,17 @@ def _operator(place: str) -> Any:
     Raises:
         Unavailable: the operators or the core are not built, or do not load.
     """
-    library = _library()
-    reasons = missing_kernels(place)
-    if reasons:
-        raise Unavailable(f"version='fused' on {place}", reasons)
-    if library.eqc_open_core(place.encode(), str(kernels.built(place)).encode()):
-        raise Unavailable(f"version='fused' on {place}", [library.eqc_open_core_error().decode()])
+    open_core(_library(), place)
     return torch.ops.eqconv.feature_steered_forward.default
 
 
 @cache
-def _library() -> Any:
-    """The operators, loaded and registered."""
-    reasons = missing_kernels("torch")
-    if reasons:
-        raise Unavailable("version='fused' in PyTorch", reasons)
-    path = str(kernels.built("torch"))
+def _library() -> str:
+    """The path of the operators, which are loaded and registered."""
+    path = operators_path("torch", "PyTorch")
     torch.ops.load_library(path)
     _register()
-    library = ctypes.CDLL(path)
-    library.eqc_open_core.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
-    library.eqc_open_core_error.restype = ctypes.c_char_p
-    return library
+    return path
 
 
 def _register() -> None:
@@ -262,7 +250,7 @@ def _gradients(ctx: Any, dy: Tensor, needs_input_grad: Sequence[bool]) -> tuple[
 
 
 def _refuse_second_order(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError(_SECOND_ORDER)
+    raise NotImplementedError(SECOND_ORDER)
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
