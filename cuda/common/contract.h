@@ -2,8 +2,9 @@
  *
  * A family declares one plain struct with everything an operation reads and writes, and one EQC_OPERATION for each
  * operation. All memory belongs to the caller; nothing is allocated inside, no exception leaves, and the only global
- * state is the cpu's pool of threads, so calls from several threads do not meet. Pointers are host memory for the cpu and the emulated build and
- * device memory for the cuda build; the struct itself and `stream` (a cudaStream_t, or NULL) are always host values.
+ * state is the cpu's pool of threads, so calls from several threads do not meet. Pointers are host memory for the cpu
+ * and the emulated build and device memory for the cuda build; the struct itself and `stream` (a cudaStream_t, or NULL)
+ * are always host values.
  *
  * Python reads the structs from the headers (eqconv_cli/kernels/contract.py), so inside `typedef struct` keep to one
  * field a line and to the types int64_t, int32_t, double and pointers.

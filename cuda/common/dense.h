@@ -14,6 +14,8 @@ constexpr int kernel_rows = 8, kernel_vectors = 2;
 constexpr int kernel_rows = 4, kernel_vectors = 2;
 #endif
 
+/* What for_columns cuts columns into. */
+static_assert(kernel_vectors == 2, "a piece of columns is two vectors");
 template <class T>
 constexpr int panel_width = kernel_vectors* Vector<T>::lanes;
 
@@ -49,29 +51,13 @@ inline void product_columns(int64_t rows, int64_t inner, const T* a, int64_t row
                                              last, add);
 }
 
-/* One panel of at most panel_width columns. */
-template <class T, bool padded>
-EQC_INLINE void product_panel(int64_t rows, int64_t inner, const T* a, int64_t row_step, int64_t inner_step, const T* b,
-                              int64_t ldb, T* out, int64_t ldo, int64_t columns, bool add) {
-    constexpr int lanes = Vector<T>::lanes;
-    static_assert(kernel_vectors == 2, "a panel is one vector or two");
-    if (columns >= 2 * lanes)
-        product_columns<T, 2, true, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo, lanes, add);
-    else if (columns > lanes)
-        product_columns<T, 2, false, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo,
-                                             int(columns) - lanes, add);
-    else if (columns == lanes)
-        product_columns<T, 1, true, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo, lanes, add);
-    else
-        product_columns<T, 1, false, padded>(rows, inner, a, row_step, inner_step, b, ldb, out, ldo, int(columns), add);
-}
-
 /* out[rows, columns] (+)= a · b; element (r, k) of a is a[r * row_step + k * inner_step], b is [inner, columns]. */
 template <class T>
 inline void product(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t row_step, int64_t inner_step,
                     const T* b, int64_t ldb, T* out, int64_t ldo, bool add) {
-    for (int64_t at = 0; at < columns; at += panel_width<T>)
-        product_panel<T, false>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, columns - at, add);
+    for_columns<T>(columns, [&](int64_t at, auto V, auto full, int last) EQC_INLINE_LAMBDA {
+        product_columns<T, V(), full(), false>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, last, add);
+    });
 }
 
 /* A matrix [inner, columns] as panels of whole vectors, one after the other, 0 beyond the columns. */
@@ -97,14 +83,14 @@ struct Panels {
 template <class T>
 inline void product(int64_t rows, const T* a, int64_t lda, const Panels<T>& b, T* out, int64_t ldo) {
     constexpr int64_t part = 32768 / (panel_width<T> * int64_t(sizeof(T)));
-    for (int64_t at = 0; at < b.columns; at += panel_width<T>) {
+    for_columns<T>(b.columns, [&](int64_t at, auto V, auto full, int last) EQC_INLINE_LAMBDA {
         const T* panel = b.data + at * b.inner;
         for (int64_t k = 0; k == 0 || k < b.inner; k += part) {
             const int64_t inner = b.inner - k < part ? b.inner - k : part;
-            product_panel<T, true>(rows, inner, a + k, lda, 1, panel + k * panel_width<T>, panel_width<T>, out + at, ldo,
-                                   b.columns - at, k > 0);
+            product_columns<T, V(), full(), true>(rows, inner, a + k, lda, 1, panel + k * panel_width<T>, panel_width<T>,
+                                                  out + at, ldo, last, k > 0);
         }
-    }
+    });
 }
 
 }  // namespace EQC_ISA

@@ -68,7 +68,7 @@ class RightFactor {
     }
 
     void times_on_unit(int64_t rows, const float* a, int64_t lda, float* out, int64_t ldo) const {
-        alignas(64) uint32_t words[parts * pair_side * (chunk_blocks + 1) * tile_side];
+        alignas(64) uint32_t words[LeftTiles::count(chunk_blocks)];
         const LeftTiles left(chunk_blocks, words);
         const int64_t blocks = RightTiles::blocks(inner_);
         const bool held = columns_ <= pair_side; /* the sums stay in the unit */

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(EQC_ISA_AMX)
@@ -112,6 +113,26 @@ EQC_INLINE void store_row(T* p, int last, const typename Vector<T>::type (&row)[
             store(target, add ? load(target) + row[k] : row[k]);
         else
             store_first(target, add ? load_first(target, last) + row[k] : row[k], last);
+    }
+}
+
+/* Cuts columns into pieces of two vectors and calls body(first column, V, full, last) for each: V vectors, of which the
+ * last has the first `last` lanes, all of them when `full`. V and `full` are constants by their type. */
+template <class T, class Body>
+EQC_INLINE void for_columns(int64_t columns, const Body& body) {
+    constexpr int lanes = Vector<T>::lanes;
+    using One = std::integral_constant<int, 1>;
+    using Two = std::integral_constant<int, 2>;
+    for (int64_t at = 0; at < columns; at += 2 * lanes) {
+        const int64_t left = columns - at;
+        if (left >= 2 * lanes)
+            body(at, Two(), std::true_type(), lanes);
+        else if (left > lanes)
+            body(at, Two(), std::false_type(), int(left) - lanes);
+        else if (left == lanes)
+            body(at, One(), std::true_type(), lanes);
+        else
+            body(at, One(), std::false_type(), int(left));
     }
 }
 

@@ -21,8 +21,8 @@ constexpr int tile_side = 16, pair_side = 2 * tile_side, tile_words = tile_side 
 /* Blocks of 32 terms that are split at a time: 32 rows of them stay in the first-level cache. */
 constexpr int64_t chunk_blocks = 4;
 
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint32_t StoredWords __attribute__((vector_size(64), aligned(4), may_alias));
+using Words = Lanes<uint32_t, tile_side>::type;
+using StoredWords = Lanes<uint32_t, tile_side>::unaligned;
 using Floats = Vector<float>::type;
 
 /* Splits two vectors and stores the words of part p at to + p * part_step. */
@@ -44,7 +44,7 @@ struct LeftTiles {
     int64_t step; /* words from row to row; no power of two */
     uint32_t* data;
 
-    static int64_t count(int64_t blocks) { return parts * pair_side * (blocks + 1) * tile_side; }
+    static constexpr int64_t count(int64_t blocks) { return parts * pair_side * (blocks + 1) * tile_side; }
     LeftTiles(int64_t blocks, uint32_t* to) : step((blocks + 1) * tile_side), data(to) {}
 
     /* Row i, of which `inner` numbers are given. */

@@ -208,11 +208,8 @@ struct Backward {
         const T *w = static_cast<const T*>(a.w), *u = static_cast<const T*>(a.u), *v = static_cast<const T*>(a.v);
         transpose_matrix<T>(n.K, n.D, w, n.D, turned_w, n.K);
         wt.pack(packed, [&](int64_t d) { return turned_w + d * n.K; });
-        for (int64_t m = 0; m < n.M; ++m)
-            for (int64_t c = 0; c < n.C; ++c) {
-                ut[m * n.C + c] = u[c * n.M + m];
-                vt[m * n.C + c] = v[c * n.M + m];
-            }
+        transpose_matrix<T>(n.C, n.M, u, n.M, ut, n.C);
+        transpose_matrix<T>(n.C, n.M, v, n.M, vt, n.C);
         clear<unsigned char>(summed, a.dx ? a.cols : 0);
         if (a.given_edges > a.edges) clear<T>(a.dvalues, a.given_edges);
         clear<T>(dw, n.K * n.D);
@@ -225,11 +222,8 @@ struct Backward {
         for (int64_t j = 0; a.dx && j < a.cols; ++j)
             if (!summed[j]) clear<T>(static_cast<T*>(a.dx) + j * n.C, n.C);
         if (a.dw) outer.finish(dw, static_cast<T*>(a.dw));
-        for (int64_t m = 0; m < n.M; ++m)
-            for (int64_t c = 0; c < n.C; ++c) {
-                if (a.du) static_cast<T*>(a.du)[c * n.M + m] = dut[m * n.C + c];
-                if (a.dv) static_cast<T*>(a.dv)[c * n.M + m] = dvt[m * n.C + c];
-            }
+        if (a.du) transpose_matrix<T>(n.M, n.C, dut, n.C, static_cast<T*>(a.du), n.M);
+        if (a.dv) transpose_matrix<T>(n.M, n.C, dvt, n.C, static_cast<T*>(a.dv), n.M);
     }
 
     void chunk(int64_t chunk, int thread, Turnstile& turn) {

@@ -71,19 +71,10 @@ inline void gather_columns(int64_t M, const Weights& weights, const Row& row, in
 /* out[M, C] (+)= sum_e weights(e)[m] row(e)[c]. */
 template <class T, class Weights, class Row>
 EQC_INLINE void gather(int64_t M, int64_t C, const Weights& weights, const Row& row, int64_t count, T* out, bool add) {
-    constexpr int lanes = Vector<T>::lanes;
-    for (int64_t c = 0; c < C; c += 2 * lanes) {
+    for_columns<T>(C, [&](int64_t c, auto V, auto full, int last) EQC_INLINE_LAMBDA {
         const auto part = [&](int64_t e) EQC_INLINE_LAMBDA { return row(e) + c; };
-        const int64_t left = C - c;
-        if (left >= 2 * lanes)
-            gather_columns<T, 2, true>(M, weights, part, count, lanes, out + c, C, add);
-        else if (left > lanes)
-            gather_columns<T, 2, false>(M, weights, part, count, int(left) - lanes, out + c, C, add);
-        else if (left == lanes)
-            gather_columns<T, 1, true>(M, weights, part, count, lanes, out + c, C, add);
-        else
-            gather_columns<T, 1, false>(M, weights, part, count, int(left), out + c, C, add);
-    }
+        gather_columns<T, V(), full()>(M, weights, part, count, last, out + c, C, add);
+    });
 }
 
 /* y[0:D] += sum_e sum_m p[e, m] h(e)[m, 0:D]; four sums a vector hide the latency. */
@@ -113,16 +104,9 @@ inline void gather_transformed_columns(int64_t M, int64_t D, const Grouped<T>& w
 template <class T>
 inline void gather_transformed(int64_t M, int64_t D, const Grouped<T>& weights, const int32_t* col, const T* h,
                                int64_t count, T* y) {
-    constexpr int lanes = Vector<T>::lanes;
-    for (int64_t d = 0; d < D; d += 2 * lanes) {
-        const int64_t left = D - d;
-        if (left >= 2 * lanes)
-            gather_transformed_columns<T, 2, true>(M, D, weights, col, h + d, count, lanes, y + d);
-        else if (left > lanes)
-            gather_transformed_columns<T, 2, false>(M, D, weights, col, h + d, count, int(left) - lanes, y + d);
-        else
-            gather_transformed_columns<T, 1, false>(M, D, weights, col, h + d, count, int(left), y + d);
-    }
+    for_columns<T>(D, [&](int64_t d, auto V, auto full, int last) EQC_INLINE_LAMBDA {
+        gather_transformed_columns<T, V(), full()>(M, D, weights, col, h + d, count, last, y + d);
+    });
 }
 
 /* dz [M, C] turned over, so that inner products with neighbours run along m: [ceil(C / pair), Ms, pair], where `pair`
@@ -239,22 +223,15 @@ EQC_INLINE void scatter_block(int64_t M, int64_t C, const T* p, const T* dz, T* 
 /* row(e)[0:C] += sum_m weights(e)[m] dz[m, 0:C]; rows may be the same. */
 template <class T, class Row>
 EQC_INLINE void scatter(int64_t M, int64_t C, const Grouped<T>& weights, const T* dz, int64_t count, const Row& row) {
-    constexpr int lanes = Vector<T>::lanes;
     for (int64_t start = 0; start < count; start += kernel_rows)
         with_count<kernel_rows>(int(smaller(kernel_rows, count - start)), [&](auto edges) EQC_INLINE_LAMBDA {
             constexpr int EB = decltype(edges)::value;
             const T* p = weights.from(start / group * group) + start % group;
             T* out[EB];
             for (int e = 0; e < EB; ++e) out[e] = row(start + e);
-            for (int64_t c = 0; c < C; c += 2 * lanes) {
-                const int64_t left = C - c;
-                if (left >= 2 * lanes)
-                    scatter_block<T, EB, 2, true>(M, C, p, dz, out, c, lanes);
-                else if (left > lanes)
-                    scatter_block<T, EB, 2, false>(M, C, p, dz, out, c, int(left) - lanes);
-                else
-                    scatter_block<T, EB, 1, false>(M, C, p, dz, out, c, int(left));
-            }
+            for_columns<T>(C, [&](int64_t c, auto V, auto full, int last) EQC_INLINE_LAMBDA {
+                scatter_block<T, EB, V(), full()>(M, C, p, dz, out, c, last);
+            });
         });
 }
 
