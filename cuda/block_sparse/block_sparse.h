@@ -20,10 +20,7 @@ enum eqc_block_sparse_flags {
     EQC_BS_ADD = 2,       /* block_scatter: add, in the order of the rows, instead of letting the last row win */
     EQC_BS_OWNED = 4,     /* block_gather: 0 at pixels that a later row covers, too */
     EQC_BS_RELU = 1,      /* site_forward: y = max(y, 0); site_backward reads y and lets a cotangent through where y > 0 */
-    EQC_BS_ORIGINAL = 2,  /* residual: what is outside the image is 0 before the first normalisation, not after the second */
-    EQC_BS_AVX2 = 16,     /* cpu: no wider instructions than AVX2 */
-    EQC_BS_PORTABLE = 32, /* cpu: baseline instructions only */
-    EQC_BS_AVX512 = 64    /* cpu: no matrix unit (AMX) */
+    EQC_BS_ORIGINAL = 2   /* residual: what is outside the image is 0 before the first normalisation, not after the second */
 };
 
 /* A mask [images, height, width] and windows over it: window (i, j) is the rows offset_height + stride_height * i and the

@@ -31,6 +31,13 @@ enum eqc_status {
     EQC_CUDA_ERROR = 1000
 };
 
+/* Bits of the `flags` of every family's struct: what the cpu may compute with. */
+enum eqc_processor_flags {
+    EQC_AVX2 = 16,     /* no wider instructions than AVX2 */
+    EQC_PORTABLE = 32, /* baseline instructions only */
+    EQC_AVX512 = 64    /* no matrix unit (AMX) */
+};
+
 /* Declares, for float and double: the bytes of workspace (64-byte aligned) that a call needs, and the call. */
 #define EQC_OPERATION(operation, arguments)                                                                 \
     EQC_API size_t eqc_##operation##_f32_workspace(const arguments*);                                       \

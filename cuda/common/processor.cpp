@@ -1,5 +1,7 @@
 #include "processor.h"
 
+#include "contract.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -38,7 +40,10 @@ InstructionSet widest() { return portable_set; }
 
 InstructionSet instruction_set(int flags) {
     static const InstructionSet here = widest();
-    const InstructionSet allowed = flags & 32 ? portable_set : flags & 16 ? avx2_set : flags & 64 ? avx512_set : amx_set;
+    const InstructionSet allowed = flags & EQC_PORTABLE ? portable_set
+                                   : flags & EQC_AVX2   ? avx2_set
+                                   : flags & EQC_AVX512 ? avx512_set
+                                                        : amx_set;
     return here < allowed ? here : allowed;
 }
 

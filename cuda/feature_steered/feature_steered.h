@@ -14,10 +14,7 @@ enum eqc_feature_steered_flags {
     EQC_FS_RELU = 1,           /* y = max(y, 0); backward reads y and lets a cotangent through where y > 0 */
     EQC_FS_FIRST = 2,          /* forward multiplies by W before the sum over the neighbours (for C much larger than D) */
     EQC_FS_STABLE = 4,         /* every edge's softmax from its own logits, instead of the guarded factored form */
-    EQC_FS_DETERMINISTIC = 8,  /* cuda, emulated: gradients without atomics; the cpu is always deterministic */
-    EQC_FS_AVX2 = 16,          /* cpu: no wider instructions than AVX2 */
-    EQC_FS_PORTABLE = 32,      /* cpu: baseline instructions only */
-    EQC_FS_AVX512 = 64         /* cpu: no matrix unit (AMX) */
+    EQC_FS_DETERMINISTIC = 8  /* cuda, emulated: gradients without atomics; the cpu is always deterministic */
 };
 
 typedef struct eqc_feature_steered {

@@ -17,6 +17,7 @@ from eqconv_cli.backends.feature_steered.options import Flag, Fused, fused_setti
 from eqconv_cli.backends.feature_steered.plan import build_pattern
 from eqconv_cli.backends.feature_steered.reference import reference, reference_gradients
 from eqconv_cli.errors import Unavailable
+from eqconv_cli.kernels import doors
 from eqconv_cli.numpy import (
     Coo,
     feature_steered_convolution,
@@ -263,10 +264,10 @@ def test_the_other_versions_have_the_activation_too(version):
 
 @pytest.fixture
 def nothing_built(monkeypatch):
-    fused.missing_kernels.cache_clear()
+    doors.missing_kernels.cache_clear()
     monkeypatch.setattr(kernels, "missing", lambda target: [f"{target} is not built: eqconv build-kernels"])
     yield
-    fused.missing_kernels.cache_clear()
+    doors.missing_kernels.cache_clear()
 
 
 def test_without_kernels_auto_takes_another_version_and_fused_says_what_to_do(nothing_built, monkeypatch):
@@ -326,6 +327,9 @@ def test_flags_are_those_of_the_header():
     header = (Path(__file__).parents[2] / "cuda/feature_steered/feature_steered.h").read_text()
     numbers = dict(re.findall(r"EQC_FS_(\w+) = (\d+)", header))
     assert {flag.name: str(flag.value) for flag in Flag} == numbers
+    contract = (Path(__file__).parents[2] / "cuda/common/contract.h").read_text()
+    for name in ("avx512", "avx2", "portable"):
+        assert f"EQC_{name.upper()} = {doors.PROCESSOR_FLAGS[name]}" in contract
     sections = (Path(__file__).parents[2] / "cuda/bindings/feature_steered_pattern.h").read_text()
     for name in ("EDGE_OF_SLOT", "CHUNKS", "TOUCHED", "TRANSPOSED"):
         assert f"{name} = {getattr(schedule, name)}" in sections

@@ -15,6 +15,7 @@ from eqconv_cli.backends.feature_steered.reference import reference_gradients
 from eqconv_cli.backends.feature_steered.tensorflow_runs import prepare
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import build_symbolic_pattern
 from eqconv_cli.errors import Unavailable
+from eqconv_cli.kernels import doors
 from eqconv_cli.tensorflow import (
     Coo,
     FeaStConv,
@@ -388,17 +389,16 @@ def test_dtypes_that_are_refused(dtype):
 
 
 def test_without_kernels_auto_takes_another_version(monkeypatch):
-    from eqconv_cli.backends.feature_steered import fused
 
     monkeypatch.setattr(kernels, "missing", lambda target: [f"{target} is not built"])
-    fused.missing_kernels.cache_clear()
+    doors.missing_kernels.cache_clear()
     inputs, expected, _, _ = instance("sorted", "float64")
     try:
         assert_close(convolve(inputs, "auto").numpy(), expected, 1e-12)
         with pytest.raises(Unavailable, match="version='fused': tensorflow is not built; cpu is not built"):
             convolve(inputs)
     finally:
-        fused.missing_kernels.cache_clear()
+        doors.missing_kernels.cache_clear()
 
 
 # Keras.

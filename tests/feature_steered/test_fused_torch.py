@@ -15,6 +15,7 @@ from eqconv_cli.backends.feature_steered.options import Fused
 from eqconv_cli.backends.feature_steered.reference import reference_gradients
 from eqconv_cli.backends.feature_steered.torch_runs import prepare
 from eqconv_cli.errors import Unavailable
+from eqconv_cli.kernels import doors
 from eqconv_cli.torch import (
     Coo,
     FeaStConv,
@@ -452,10 +453,9 @@ def test_a_device_without_kernels_is_named():
 
 
 def test_without_kernels_auto_takes_another_version(monkeypatch):
-    from eqconv_cli.backends.feature_steered import fused
 
     monkeypatch.setattr(kernels, "missing", lambda target: [f"{target} is not built"])
-    fused.missing_kernels.cache_clear()
+    doors.missing_kernels.cache_clear()
     inputs, expected, _, _ = instance("sorted", "float64")
     tensors, plan = leaves_of(inputs), planned(inputs)
     try:
@@ -464,7 +464,7 @@ def test_without_kernels_auto_takes_another_version(monkeypatch):
         with pytest.raises(Unavailable, match="version='fused': torch is not built; cpu is not built"):
             feature_steered_convolution(tensors["data"], plan, None, *(tensors[n] for n in PARAMETERS), version="fused")
     finally:
-        fused.missing_kernels.cache_clear()
+        doors.missing_kernels.cache_clear()
 
 
 # Layers.

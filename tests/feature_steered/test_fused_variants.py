@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from eqconv_cli import catalog, kernels
-from eqconv_cli.backends.feature_steered.options import Fused, fused_on
+from eqconv_cli.backends.feature_steered.options import Fused
 from eqconv_cli.engine import verify as engine
 from eqconv_cli.engine.selection import Filters, for_verify, selected_on
+from eqconv_cli.kernels.doors import settings_on
 
 FAMILY = catalog.family("feature_steered")
 FUSED = [variant for variant in FAMILY.variants if variant.algorithm == "fused"]
@@ -36,7 +37,7 @@ def test_every_door_has_the_kernels_in_both_orders_and_with_both_softmaxes():
 @pytest.mark.parametrize("variant", FUSED, ids=lambda variant: variant.name)
 def test_settings_are_known_for_every_device_of_a_variant(variant):
     for device in variant.devices:
-        assert isinstance(fused_on(device, variant.arguments["fused"]), Fused)
+        assert isinstance(settings_on(Fused, device, variant.arguments["fused"]), Fused)
 
 
 @pytest.mark.parametrize(

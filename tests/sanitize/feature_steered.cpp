@@ -287,7 +287,7 @@ int main(int count, char** words) {
         kinds = {words[2] == std::string("page") ? Memory::page : Memory::heap};
     }
     null_pointers();
-    for (int instructions : {0, int(EQC_FS_AVX512), int(EQC_FS_AVX2), int(EQC_FS_PORTABLE)}) {
+    for (int instructions : {0, int(EQC_AVX512), int(EQC_AVX2), int(EQC_PORTABLE)}) {
         for (const Pattern& pattern : patterns())
             for (int flags : {0, EQC_FS_FIRST | EQC_FS_RELU})
                 both_types(pattern, shapes[0], 1, flags | instructions);

@@ -18,11 +18,11 @@ from typing import Literal
 
 from eqconv_cli.backends.feature_steered import cost_model
 from eqconv_cli.backends.feature_steered.cases import CASES
-from eqconv_cli.backends.feature_steered.fused import missing_kernels
 from eqconv_cli.backends.feature_steered.invariants import CHECKS
 from eqconv_cli.backends.feature_steered.problems import PROBLEMS, graph_file, mesh_file
 from eqconv_cli.backends.feature_steered.variants import VARIANTS
 from eqconv_cli.catalog import Arrays, Cost, Family
+from eqconv_cli.kernels.doors import missing_kernels
 
 
 def _sizes(inputs: Arrays) -> cost_model.Sizes:

@@ -1,9 +1,7 @@
-"""The compiled kernels for NumPy arrays, called through ctypes; and what the doors of all frameworks have in common."""
+"""The compiled kernels for NumPy arrays, called through ctypes."""
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,7 @@ from eqconv_cli import kernels
 from eqconv_cli.backends.feature_steered import schedule
 from eqconv_cli.backends.feature_steered.options import Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
-from eqconv_cli.errors import Unavailable
-from eqconv_cli.kernels import bindings
+from eqconv_cli.kernels.doors import missing_kernels
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -27,37 +24,6 @@ SECOND_ORDER = (
     "version='fused' has first derivatives only: take another version of feature_steered_convolution, for example "
     "'v2', to differentiate twice"
 )
-
-
-@cache
-def missing_kernels(*targets: str) -> tuple[str, ...]:
-    """Why one of these artefacts cannot be used, each reason with its remedy; looked up once in a process."""
-    return tuple(reason for target in targets for reason in kernels.missing(target))
-
-
-def operators_path(target: str, framework: str) -> str:
-    """Where a framework's library of operators is.
-
-    Raises:
-        Unavailable: it is not built.
-    """
-    reasons = missing_kernels(target)
-    if reasons:
-        raise Unavailable(f"version='fused' in {framework}", reasons)
-    return str(kernels.built(target))
-
-
-def open_core(path: str, place: str) -> None:
-    """Put the core of a place ("cpu", "cuda" or "emulated") behind the operators in the library of this path.
-
-    Raises:
-        Unavailable: the core is not built, or does not load.
-    """
-    reasons = list(missing_kernels(place))
-    if not reasons and (failure := bindings.open_core(ctypes.CDLL(path), place)):
-        reasons = [failure]
-    if reasons:
-        raise Unavailable(f"version='fused' on {place}", reasons)
 
 
 def missing(settings: Fused, rows: int, cols: int, edges: int) -> list[str]:

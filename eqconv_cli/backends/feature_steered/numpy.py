@@ -23,7 +23,7 @@ from eqconv_cli.backends.feature_steered.numpy_algorithms import (
     logit_halves,
     sparse_matrix,
 )
-from eqconv_cli.backends.feature_steered.options import Flag, Fused, fused_on, fused_settings, resolve
+from eqconv_cli.backends.feature_steered.options import Flag, Fused, fused_settings, resolve
 from eqconv_cli.backends.feature_steered.plan import (
     IntArray,
     NeighborhoodPlan,
@@ -34,6 +34,7 @@ from eqconv_cli.backends.feature_steered.plan import (
 )
 from eqconv_cli.catalog import Arrays
 from eqconv_cli.frameworks.numpy import BoundRun
+from eqconv_cli.kernels.doors import settings_on
 
 Features = Array | tuple[Array, Array]
 
@@ -272,7 +273,7 @@ def prepare(
     """
     by: str | Fused = "closed_form"
     if fused is not None:
-        by = options["version"] = fused_on(device, fused)
+        by = options["version"] = settings_on(Fused, device, fused)
     matrix = (inputs["indices"], inputs["values"], inputs["dense_shape"])
     plan = plan_neighborhood(matrix, inputs.get("sizes"))
     settings = fused_settings(options.get("version", "auto"), options.get("softmax", "stable"), _missing(plan.pattern))

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, Literal
 
 from eqconv_cli.backends.feature_steered.cost_model import Sizes, choose, fused_first, transform_first
 from eqconv_cli.errors import Unavailable
+from eqconv_cli.kernels.doors import Settings
 
 
 class Flag(IntFlag):
-    """``eqc_feature_steered_flags`` of ``cuda/feature_steered/feature_steered.h``."""
+    """``eqc_feature_steered_flags`` of ``cuda/feature_steered/feature_steered.h``, but for those of every family."""
 
     RELU = 1
     FIRST = 2
     STABLE = 4
     DETERMINISTIC = 8
-    AVX2 = 16
-    PORTABLE = 32
-    AVX512 = 64
 
 
 #: As plain numbers: to ask an enumeration takes longer than to add them up.
-_RELU, _FIRST, _STABLE, _DETERMINISTIC, _AVX2, _PORTABLE, _AVX512 = (flag.value for flag in Flag)
+_RELU, _FIRST, _STABLE, _DETERMINISTIC = (int(flag) for flag in Flag)
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fused(Settings):
     """``version="fused"`` with settings that no application needs; tests and benchmarks compare them.
 
     Raises:
@@ -40,22 +38,6 @@ class Fused:
     #: On a GPU, gradients that are the same bit for bit in every run, without asking the framework for determinism. On
     #: the CPU they always are.
     deterministic: bool = False
-    #: On the CPU: the best that there are, or none beyond these. "avx512" leaves out the matrix unit (AMX).
-    instructions: Literal["best", "avx512", "avx2", "portable"] = "best"
-    #: None computes where the data is; "emulated" runs the CUDA kernels on the CPU.
-    core: Literal["emulated"] | None = None
-    #: Threads on the CPU; 0 takes as many as the framework does.
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("instructions", self.instructions, ("best", "avx512", "avx2", "portable")),
-            ("core", self.core, (None, "emulated")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown: allowed: {', '.join(map(repr, allowed))}")
-        if self.threads < 0:
-            raise ValueError(f"threads={self.threads} is not allowed: 0 or more is needed")
 
     def flags(self, transform_data_first: Any, activation: str | None, sizes: Sizes) -> int:
         """What the compiled operation is told, a sum of :class:`Flag`."""
@@ -65,9 +47,7 @@ class Fused:
             + _FIRST * first
             + _STABLE * self.edge_softmax
             + _DETERMINISTIC * self.deterministic
-            + _AVX512 * (self.instructions == "avx512")
-            + _AVX2 * (self.instructions == "avx2")
-            + _PORTABLE * (self.instructions == "portable")
+            + self.processor_flags
         )
 
 
@@ -85,11 +65,6 @@ class Options:
     fold: bool
     segment_sum: str
     softmax: str
-
-
-def fused_on(device: str, settings: Mapping[str, Any]) -> Fused:
-    """The settings for a device as commands name it: "cpu", "cuda" or "emulated"."""
-    return Fused(core="emulated" if device == "emulated" else None, **settings)
 
 
 def fused_settings(version: str | Fused, softmax: str, missing: Callable[[Fused], Sequence[str]]) -> Fused | None:

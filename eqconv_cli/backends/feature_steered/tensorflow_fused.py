@@ -10,18 +10,13 @@ from typing import Any
 import tensorflow as tf
 
 from eqconv_cli.backends.feature_steered import schedule
-from eqconv_cli.backends.feature_steered.fused import (
-    GRADIENTS,
-    SECOND_ORDER,
-    missing_kernels,
-    open_core,
-    operators_path,
-)
+from eqconv_cli.backends.feature_steered.fused import GRADIENTS, SECOND_ORDER
 from eqconv_cli.backends.feature_steered.options import Flag, Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
 from eqconv_cli.backends.feature_steered.schedule import CHUNKS, EDGE_OF_SLOT, TOUCHED
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, device_name
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import SymbolicPattern
+from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
 
 
 @dataclass(frozen=True)

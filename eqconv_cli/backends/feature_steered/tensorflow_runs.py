@@ -12,10 +12,11 @@ from typing import Any
 import numpy.typing as npt
 
 from eqconv_cli.backends.feature_steered import tensorflow_fused
-from eqconv_cli.backends.feature_steered.options import fused_on, fused_settings
+from eqconv_cli.backends.feature_steered.options import Fused, fused_settings
 from eqconv_cli.backends.feature_steered.plan import Coo
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import edges_of
+from eqconv_cli.kernels.doors import settings_on
 
 PARAMETERS = ("var_u", "var_v", "var_c", "var_w", "var_b")
 DIFFERENTIABLE = ("data", "data_out", "values", *PARAMETERS)
@@ -41,7 +42,7 @@ def prepare(
         options: keyword options of :func:`feature_steered_convolution`.
     """
     if fused is not None:
-        options["version"] = fused_on(device, fused)
+        options["version"] = settings_on(Fused, device, fused)
     arrays = {name: inputs[name].astype(dtype, copy=False) for name in DIFFERENTIABLE if name in inputs}
     plan = plan_neighborhood(Coo(inputs["indices"], arrays["values"], inputs["dense_shape"]), inputs.get("sizes"))
     place = "/GPU:0" if device == "cuda" else "/CPU:0"

@@ -13,15 +13,10 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 from eqconv_cli.backends.feature_steered import schedule
-from eqconv_cli.backends.feature_steered.fused import (
-    GRADIENTS,
-    SECOND_ORDER,
-    missing_kernels,
-    open_core,
-    operators_path,
-)
+from eqconv_cli.backends.feature_steered.fused import GRADIENTS, SECOND_ORDER
 from eqconv_cli.backends.feature_steered.options import Flag, Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
+from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
 
 _FORWARD = "eqconv::feature_steered_forward"
 _BACKWARD = "eqconv::feature_steered_backward"

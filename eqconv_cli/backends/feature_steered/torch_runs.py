@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from eqconv_cli.backends.feature_steered import torch_fused
-from eqconv_cli.backends.feature_steered.options import fused_on, fused_settings
+from eqconv_cli.backends.feature_steered.options import Fused, fused_settings
 from eqconv_cli.backends.feature_steered.plan import Coo
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_sparse import edges_of
 from eqconv_cli.frameworks import of_framework
 from eqconv_cli.frameworks.torch import BoundRun, Tensors
+from eqconv_cli.kernels.doors import settings_on
 
 PARAMETERS = ("var_u", "var_v", "var_c", "var_w", "var_b")
 DIFFERENTIABLE = ("data", "data_out", "values", *PARAMETERS)
@@ -47,7 +48,7 @@ def prepare(
         TypeError, ValueError, IndexError: see :func:`feature_steered_convolution`.
     """
     if fused is not None:
-        options["version"] = fused_on(device, fused)
+        options["version"] = settings_on(Fused, device, fused)
     names = tuple(name for name in DIFFERENTIABLE if name in inputs)
     arrays = {name: inputs[name].astype(dtype, copy=False) for name in names}
     neighbors = Coo(inputs["indices"], arrays["values"], inputs["dense_shape"])
