@@ -12,21 +12,24 @@ FAMILIES = [catalog.family(name) for name in catalog.family_names()]
 
 
 def test_every_folder_of_backends_is_a_family() -> None:
-    assert catalog.family_names() == ("feature_steered",)
-    assert all(family.name in catalog.family_names() for family in FAMILIES)
+    folders = Path(catalog.__file__).parent / "backends"
+    assert set(catalog.family_names()) == {file.parent.name for file in folders.glob("*/__init__.py")}
+    assert [family.name for family in FAMILIES] == list(catalog.family_names())
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_names_are_unique_and_the_baselines_exist(family: catalog.Family) -> None:
-    names = [variant.name for variant in family.variants]
-    assert len(set(names)) == len(names)
-    assert family.baseline in names
-    assert 2 <= sum(variant.headline for variant in family.variants) <= 24
-    assert next(v for v in family.variants if v.name == family.baseline).headline
+    assert len({operation.name for operation in family.operations}) == len(family.operations)
+    for operation in family.operations:
+        mine = {v.name: v for v in family.variants if family.operation_of(v) is operation}
+        assert len(mine) == sum(family.operation_of(v) is operation for v in family.variants)
+        assert mine[operation.baseline].headline
+        assert 2 <= sum(variant.headline for variant in mine.values()) <= 24
+        assert any(family.operation_of(problem) is operation for problem in family.problems)
     assert len({problem.name for problem in family.problems}) == len(family.problems)
     for case in family.cases:
-        assert case.baseline in [variant.name for variant in case.variants]
-        assert len({variant.name for variant in case.variants}) == len(case.variants)
+        assert case.baseline in ["", *(variant.name for variant in case.variants)]
+        assert len({(variant.operation, variant.name) for variant in case.variants}) == len(case.variants)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

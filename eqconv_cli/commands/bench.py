@@ -96,11 +96,14 @@ def bench(
         writers.check_writable(option, target)
     check_plot(plot)
     saved = baselines.load(compare) if compare is not None else None
-    filters = selection.Filters(tuple(only or ()), tuple(skip or ()), tuple(problem or ()), changes, files, plugin)
+    sweeps = (selection.Sweep("--sparsity", "sparsity", sparsities),) if sparsities else ()
+    filters = selection.Filters(
+        tuple(only or ()), tuple(skip or ()), tuple(problem or ()), changes, files, plugin, sweeps=sweeps
+    )
     machine = fingerprint()
     if saved is not None and not force:
         _same_machine(compare, baselines.differences(machine, saved["machine"]))
-    chosen = selection.for_bench(selection.families(families or ()), filters, case, sparsities)
+    chosen = selection.for_bench(selection.families(families or ()), filters, case)
     plan = engine.BenchPlan(
         selections=chosen,
         passes=engine.PASSES if backward is None else (engine.PASSES[int(backward)],),

@@ -92,7 +92,7 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
     for selection in plan.selections:
         if selection.left_out:
             yield Note(
-                f"{selection.family.name}: {len(selection.variants)} headline variants; --only chooses among "
+                f"{selection.label}: {len(selection.variants)} headline variants; --only chooses among "
                 f"{len(selection.left_out)} more"
             )
     facts: dict[str, Any] = {"seed": plan.seed}
@@ -125,7 +125,7 @@ def explain(plan: BenchPlan) -> Iterator[str]:
         for problem in selection.problems:
             if selection.family.explain is None or (selection.case and selection.case.reference) or problem.missing():
                 continue
-            for line in selection.family.explain(Instance(selection.family, problem, plan.dtype, plan.seed).inputs):
+            for line in selection.family.explain(Instance(selection.operation, problem, plan.dtype, plan.seed).inputs):
                 yield f"{problem.name}: {line}"
 
 
@@ -145,9 +145,10 @@ def _bench_group(
             yield RowFinished(replace(row, status="skip", reason="; ".join(reasons)))
         else:
             instance = instance or _instance(group, plan.dtype, plan)
-            if group.check != "forward" and group.selection.case and group.selection.case.gradient_jumps:
+            if group.check != "forward" and group.selection.operation.gradient_jumps:
                 exact = exact or _instance(replace(group, problem=_small(group.problem)), "float64", plan)
-            entered = _enter(row, variant, instance, exact, plan)
+            limit = _float64_tolerance(group, plan) * variant.tolerance_factor
+            entered = _enter(row, variant, instance, exact, limit, plan)
             if isinstance(entered, Row):
                 yield RowFinished(entered)
             else:
@@ -155,8 +156,9 @@ def _bench_group(
         yield UnitFinished()
     if not contenders or instance is None:
         return
-    baseline = next((c for c in contenders if c.variant.name == group.selection.baseline), contenders[0])
-    if baseline.variant.name != group.selection.baseline:
+    usual = group.selection.operation.baseline
+    baseline = next((c for c in contenders if c.variant.name == usual), contenders[0])
+    if baseline.variant.name != usual:
         yield Note(f"{group.problem.name}, {group.check}: ratios to {baseline.variant.name}, the first that ran")
     samples: dict[str, list[float]] = {c.variant.name: [] for c in contenders}
     yield from _rounds(contenders, samples, plan, budget, group)
@@ -166,23 +168,24 @@ def _bench_group(
         peaks = _peaks(group, contenders, plan)
         for _ in contenders:
             yield UnitFinished()
-    case = group.selection.case
-    costed = case is None or case.costed
-    cost = group.selection.family.cost(instance.inputs).get(group.check) if costed else None
+    costs = group.selection.operation.cost
+    cost = costs(instance.inputs).get(group.check) if costs else None
     for contender in contenders:
         row = _timed(contender, samples, baseline.variant.name, plan)
         yield RowFinished(_with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name)))
 
 
 def _instance(group: _Group, dtype: str, plan: BenchPlan) -> Instance:
-    return Instance(group.selection.family, group.problem, dtype, plan.seed, group.selection.case)
+    return Instance(group.selection.operation, group.problem, dtype, plan.seed)
 
 
 def _small(problem: Problem) -> Problem:
     return problem.with_parameters(**problem.tiny) if problem.tiny else problem
 
 
-def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | None, plan: BenchPlan) -> _Contender | Row:
+def _enter(
+    row: Row, variant: Variant, instance: Instance, exact: Instance | None, exact_tolerance: float, plan: BenchPlan
+) -> _Contender | Row:
     """Prepare a variant, compare its results with the oracle, warm it up; the finished row if that fails.
 
     With ``exact``, the small problem in float64, gradients are compared there and the timed run by its outputs.
@@ -197,7 +200,8 @@ def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | Non
             if exact is None:
                 verified = check_gradient(row, prepared, instance)
             else:
-                verified = _check_in_float64(check_value(row, prepared, given, instance), variant, exact, plan)
+                verified = check_value(row, prepared, given, instance)
+                verified = _check_in_float64(verified, variant, exact, exact_tolerance, plan.device)
             cotangents = {name: prepared.upload(g.copy()) for name, g in instance.cotangents.items()}
 
             def work() -> Any:
@@ -214,12 +218,11 @@ def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | Non
         return replace(row, status="error", reason=describe(error))
 
 
-def _check_in_float64(verified: Row, variant: Variant, exact: Instance, plan: BenchPlan) -> Row:
+def _check_in_float64(verified: Row, variant: Variant, exact: Instance, tolerance: float, device: str) -> Row:
     """Add the comparison of the gradients in float64 to a row that has passed by its outputs."""
     if verified.status != "pass":
         return verified
-    tolerance = min(plan.tolerance, exact.family.float64_tolerance) * variant.tolerance_factor
-    prepared = variant.bind(exact.fresh_inputs(), "float64", plan.device)
+    prepared = variant.bind(exact.fresh_inputs(), "float64", device)
     gradient = check_gradient(replace(verified, tolerance=tolerance), prepared, exact)
     where = f"gradients in float64 on {exact.problem.name}"
     if gradient.status != "pass":
@@ -317,6 +320,7 @@ def _peaks(group: _Group, contenders: Sequence[_Contender], plan: BenchPlan) -> 
     requests = [
         memory.Request(
             family=selection.family.name,
+            operation=selection.operation.name,
             case=selection.case.name if selection.case else None,
             problem=group.problem.name.split("[")[0],
             parameters=group.problem.changes,
@@ -336,11 +340,18 @@ def _peaks(group: _Group, contenders: Sequence[_Contender], plan: BenchPlan) -> 
     return {contender.variant.name: m for contender, m in zip(contenders, measured, strict=True)}
 
 
+def _float64_tolerance(group: _Group, plan: BenchPlan) -> float:
+    return min(plan.tolerance, group.selection.family.float64_tolerance)
+
+
 def _row_template(group: _Group, variant: Variant, plan: BenchPlan) -> Row:
-    family = group.selection.family
-    limit = min(plan.tolerance, family.float64_tolerance) if plan.dtype == "float64" else plan.tolerance
+    operation = group.selection.operation
+    limit = _float64_tolerance(group, plan) if plan.dtype == "float64" else plan.tolerance
+    if operation.exact and group.check == "forward":
+        limit = 0.0
     return Row(
-        family=family.name,
+        family=group.selection.family.name,
+        operation=operation.name,
         problem=group.problem.name,
         variant=variant.name,
         algorithm=variant.algorithm,

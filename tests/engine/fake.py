@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eqconv_cli.catalog import Case, Cost, Family, Problem, Variant
+from eqconv_cli.catalog import Case, Cost, Family, Operation, Problem, Variant
 from eqconv_cli.frameworks.numpy import BoundRun
 
 PREPARE = "tests.engine.fake:prepare"
@@ -65,19 +65,24 @@ WRONG, FORWARD_ONLY = variant("wrong", factor=2.1), variant("forward", gradient=
 GREEDY = variant("greedy", megabytes=64)
 PROBLEM = Problem("small", make, {"n": 1000, "sparsity": 0.5}, traits=frozenset({"verify", "quick", "bench", "tiny"}))
 
-FAMILY = Family(
-    name="fake",
+DOUBLE = Operation(
+    name="double",
     title="Twice the input",
     formula="y = 2 x",
-    paper="none",
     reference="tests.engine.fake:reference",
     reference_gradients="tests.engine.fake:gradients",
     differentiable=("x",),
-    problems=(PROBLEM,),
-    variants=(GOOD, TWIN, SLOW, FORWARD_ONLY),
-    checks=(),
-    cases=(Case("published", "a case", "nowhere", (PROBLEM,), (SLOW, GOOD), SLOW.name, passes=("forward",)),),
     baseline=GOOD.name,
     cost=lambda inputs: {"forward": Cost(flops=float(inputs["x"].size), bytes=8.0 * inputs["x"].size)},
+)
+
+FAMILY = Family(
+    name="fake",
+    title="Twice the input",
+    paper="none",
+    operations=(DOUBLE,),
+    problems=(PROBLEM,),
+    variants=(GOOD, TWIN, SLOW, FORWARD_ONLY),
+    cases=(Case("published", "a case", "nowhere", (PROBLEM,), (SLOW, GOOD), SLOW.name, passes=("forward",)),),
     explain=lambda inputs: [f"auto: good, because n={inputs['x'].size}"],
 )
