@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from eqconv_cli import frameworks
-from eqconv_cli.catalog import Cost, Prepared, Problem, Variant
-from eqconv_cli.engine import ceilings, memory, statistics
+from eqconv_cli.catalog import Cost, Prepared, Problem, Staged, Variant
+from eqconv_cli.engine import ceilings, heap, memory, statistics
+from eqconv_cli.engine.break_even import break_evens
 from eqconv_cli.engine.checks import check_gradient, check_value, describe
 from eqconv_cli.engine.oracle import Instance
 from eqconv_cli.engine.selection import Selection
-from eqconv_cli.engine.verify import why_not
+from eqconv_cli.engine.verify import AbsentPeers, why_not
 from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished, RunStarted, UnitFinished, UnitStarted
 
 PASSES = ("forward", "forward+backward")
@@ -31,6 +32,8 @@ PASSES = ("forward", "forward+backward")
 _SHORTEST_SAMPLE_S = 2e-3
 #: Fewest rounds for an interval to mean anything, kept even when the time budget is spent.
 MIN_ROUNDS = 5
+#: Runs of which the time of a stage is the median.
+STAGE_RUNS = 7
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,15 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
                 f"{len(selection.left_out)} more"
             )
     facts: dict[str, Any] = {"seed": plan.seed}
+    rows: list[Row] = []
+    absent = AbsentPeers()
     try:
-        with frameworks.pinned(plan.threads) as cores:
+        with frameworks.pinned(plan.threads) as cores, heap.retained() as retained:
             if cores:
                 facts["cores"] = cores
                 yield Note(f"pinned to {'core' if len(cores) == 1 else 'cores'} {', '.join(map(str, cores))}")
+            if retained:
+                yield Note("memory that was freed stays in the process: no time has page faults for it in it")
             # They are those of the CPU, and say nothing about what a GPU could do.
             if plan.device == "cpu":
                 limits = ceilings.measure(plan.dtype, plan.threads)
@@ -108,14 +115,18 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
                 yield Note(f"ceilings measured in this run, {plan.dtype}: {shown}")
             for group in groups:
                 budget = None if plan.time_budget is None else plan.time_budget / len(groups)
-                for event in _bench_group(group, plan, limits, budget):
+                for event in _bench_group(group, plan, limits, budget, absent):
                     if isinstance(event, RowFinished):
                         counts[event.row.status] += 1
+                        rows.append(event.row)
                     yield event
     except KeyboardInterrupt:
         interrupted = True
     if limits is not None:
         facts["ceilings"] = [asdict(ceiling) for ceiling in limits.measured]
+    crossings = break_evens(rows)
+    if crossings:
+        facts["break_even"] = [asdict(crossing) for crossing in crossings]
     yield RunFinished(dict(counts), time.perf_counter() - started, interrupted, facts)
 
 
@@ -130,7 +141,7 @@ def explain(plan: BenchPlan) -> Iterator[str]:
 
 
 def _bench_group(
-    group: _Group, plan: BenchPlan, limits: ceilings.Ceilings | None, budget: float | None
+    group: _Group, plan: BenchPlan, limits: ceilings.Ceilings | None, budget: float | None, absent: AbsentPeers
 ) -> Iterator[Event]:
     contenders: list[_Contender] = []
     instance: Instance | None = None
@@ -141,7 +152,9 @@ def _bench_group(
         reasons = why_not(variant, group.problem, plan.device)
         if not reasons and group.check != "forward" and not variant.gradient:
             reasons = [variant.why_no_gradient or "no backward pass"]
-        if reasons:
+        if reasons and absent.known(group.selection.family, variant):
+            pass
+        elif reasons:
             yield RowFinished(replace(row, status="skip", reason="; ".join(reasons)))
         else:
             instance = instance or _instance(group, plan.dtype, plan)
@@ -170,9 +183,19 @@ def _bench_group(
             yield UnitFinished()
     costs = group.selection.operation.cost
     cost = costs(instance.inputs).get(group.check) if costs else None
+    described = _described(group, instance)
     for contender in contenders:
-        row = _timed(contender, samples, baseline.variant.name, plan)
-        yield RowFinished(_with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name)))
+        row = replace(_timed(contender, samples, baseline.variant.name, plan), **described)
+        row = _with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name))
+        row = _with_speed_up(row, usual)
+        if group.check == "forward" and isinstance(contender.prepared, Staged):
+            try:
+                row = replace(row, stages=_stages(contender.prepared))
+            except Exception as error:
+                if plan.debug:
+                    raise
+                yield Note(f"{row.variant} on {row.problem}: its stages are not timed: {describe(error)}")
+        yield RowFinished(row)
 
 
 def _instance(group: _Group, dtype: str, plan: BenchPlan) -> Instance:
@@ -292,6 +315,32 @@ def _timed(contender: _Contender, samples: Mapping[str, list[float]], baseline: 
         ratio_high=ratio.high,
         verdict=None if is_baseline else statistics.verdict(ratio, plan.threshold),
     )
+
+
+def _described(group: _Group, instance: Instance) -> dict[str, Any]:
+    """What the rows of a group say about the problem."""
+    operation, problem = group.selection.operation, group.problem
+    facts = dict(operation.facts(instance.inputs)) if operation.facts else {}
+    series = None
+    if "sparsity" in problem.parameters:
+        facts["sparsity"] = float(problem.parameters["sparsity"])
+        series = problem.name_without("sparsity")
+    ideal = operation.ideal(instance.inputs) if operation.ideal else None
+    published = problem.published if group.check == "forward" else {}
+    return {"facts": facts, "series": series, "ideal": ideal, "published": published}
+
+
+def _with_speed_up(row: Row, usual_baseline: str) -> Row:
+    """Add the speed-up, and its share of the ideal one, where the ratio is to the variant that the ideal is meant for."""
+    if row.ideal is None or row.ratio is None or row.baseline != usual_baseline or row.variant == row.baseline:
+        return row
+    return replace(row, speed_up=1 / row.ratio, percent_of_ideal=100 / row.ratio / row.ideal)
+
+
+def _stages(prepared: Staged) -> dict[str, float]:
+    """Median seconds of each stage."""
+    runs = [prepared.stages() for _ in range(STAGE_RUNS)]
+    return {name: statistics.median([run[name] for run in runs]) for name in runs[0]}
 
 
 def _with_ceiling(row: Row, cost: Cost | None, limits: ceilings.Ceilings | None) -> Row:

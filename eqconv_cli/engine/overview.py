@@ -9,6 +9,7 @@ from typing import Literal
 
 from eqconv_cli.catalog import Family, Operation
 from eqconv_cli.engine.selection import Selection
+from eqconv_cli.errors import unknown
 from eqconv_cli.events import Row
 
 #: The row of the checks that have none of their own.
@@ -38,6 +39,14 @@ def wanted(name: str, globs: Sequence[str]) -> bool:
 def check_names(operation: Operation) -> tuple[str, ...]:
     """The names of the rows that an operation can have."""
     return tuple(name for name, _ in _statements(operation, shared=True))
+
+
+def check_globs(selections: Sequence[Selection], globs: Sequence[str]) -> None:
+    """Refuse a glob that is no check's name; raises UsageError."""
+    names = tuple(dict.fromkeys(name for s in selections for name in check_names(s.operation)))
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise unknown("--check", glob, names)
 
 
 def overview(selections: Sequence[Selection], rows: Sequence[Row], globs: Sequence[str] = ()) -> list[CheckSummary]:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from eqconv_cli.events import Row
 from eqconv_cli.report.files import write_text
-from eqconv_cli.report.units import time_unit
+from eqconv_cli.report.units import time_unit, tolerance_text
 
 _Column = tuple[str, Callable[[Row], str]]
 
@@ -17,7 +17,7 @@ _VERIFY: tuple[_Column, ...] = (
     ("dtype", lambda row: row.dtype),
     ("check", lambda row: row.check),
     ("error", lambda row: _number(row.max_rel, "{:.1e}")),
-    ("tolerance", lambda row: _number(row.tolerance, "{:.0e}")),
+    ("tolerance", lambda row: "" if row.tolerance is None else tolerance_text(row.tolerance)),
     ("status", lambda row: row.status),
     ("reason", lambda row: row.reason),
 )
