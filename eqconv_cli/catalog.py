@@ -163,9 +163,9 @@ class Problem:
         name = _shown_name(self.name, merged)
         return replace(self, name=name, parameters=parameters, changes=merged, published=published)
 
-    def name_without(self, parameter: str) -> str:
-        """The name that the problem has when one changed parameter is not shown: what a sweep over it has in common."""
-        return _shown_name(self.name, {name: value for name, value in self.changes.items() if name != parameter})
+    def name_without(self, *parameters: str) -> str:
+        """The name that the problem has when these changes are not shown: what a sweep over them has in common."""
+        return _shown_name(self.name, {name: value for name, value in self.changes.items() if name not in parameters})
 
 
 def _shown_name(name: str, changes: Mapping[str, Parameter]) -> str:

@@ -83,7 +83,7 @@ class Row:
     speed_up: float | None = None
     ideal: float | None = None
     percent_of_ideal: float | None = None
-    #: The problem's name without its sparsity: rows that differ in nothing but the sparsity share it.
+    #: The problem's name without its sparsity and block size: the rows of one sweep share it.
     series: str | None = None
     #: Numbers that describe the inputs.
     facts: Mapping[str, float] = field(default_factory=dict)

@@ -324,14 +324,14 @@ def _described(group: _Group, instance: Instance) -> dict[str, Any]:
     series = None
     if "sparsity" in problem.parameters:
         facts["sparsity"] = float(problem.parameters["sparsity"])
-        series = problem.name_without("sparsity")
+        series = problem.name_without("sparsity", "block_size")
     ideal = operation.ideal(instance.inputs) if operation.ideal else None
     published = problem.published if group.check == "forward" else {}
     return {"facts": facts, "series": series, "ideal": ideal, "published": published}
 
 
 def _with_speed_up(row: Row, usual_baseline: str) -> Row:
-    """Add the speed-up, and its share of the ideal one, where the ratio is to the variant that the ideal is meant for."""
+    """Add the speed-up and its share of the ideal one, where the ratio is to the operation's own baseline."""
     if row.ideal is None or row.ratio is None or row.baseline != usual_baseline or row.variant == row.baseline:
         return row
     return replace(row, speed_up=1 / row.ratio, percent_of_ideal=100 / row.ratio / row.ideal)

@@ -1,16 +1,20 @@
-"""From which sparsity on a variant is faster than the baseline, by the rows of a sweep."""
+"""From which sparsity on a variant is faster than the baseline, by the rows of a sweep.
+
+Where block sizes are swept too, each sparsity counts with the block size that is best there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from eqconv_cli.events import Row
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """One variant over one sweep. ``series`` is the problem's name without its sparsity."""
+    """One variant over one sweep; ``series`` is what its problems have in common."""
 
     family: str
     series: str
@@ -28,12 +32,13 @@ class BreakEven:
 
 def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
     """Every variant that was timed at two sparsities or more against one baseline."""
-    sweeps: dict[tuple[str, ...], dict[float, float]] = {}
+    sweeps: dict[tuple[str, str, str, str, str, str, str], dict[float, float]] = {}
     for row in rows:
         if row.series is None or row.ratio is None or row.baseline is None or row.variant == row.baseline:
             continue
         key = (row.family, row.series, row.check, row.device, row.dtype, row.variant, row.baseline)
-        sweeps.setdefault(key, {})[row.facts["sparsity"]] = row.ratio
+        measured, sparsity = sweeps.setdefault(key, {}), row.facts["sparsity"]
+        measured[sparsity] = min(row.ratio, measured.get(sparsity, row.ratio))
     found = []
     for key, measured in sweeps.items():
         if len(measured) > 1:
@@ -45,7 +50,7 @@ def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
 
 def _crossing(points: Sequence[tuple[float, float]]) -> float | None:
     """Where the ratio falls below 1 for good, linearly between the two sparsities beside it; None: nowhere between."""
-    for (s, ratio), (next_s, next_ratio) in reversed(list(zip(points, points[1:], strict=False))):
+    for (s, ratio), (next_s, next_ratio) in reversed(list(pairwise(points))):
         if next_ratio >= 1:
             return None
         if ratio >= 1:
