@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eqconv_cli import catalog
-from eqconv_cli.catalog import Problem, Variant
+from eqconv_cli.catalog import Family, Operation, Problem, Variant
 from eqconv_cli.errors import UsageError
 
 FAMILIES = [catalog.family(name) for name in catalog.family_names()]
@@ -52,6 +52,14 @@ def test_a_problem_shows_its_changed_parameters() -> None:
     assert problem.with_parameters(n=5).with_parameters(n=7).name == "random[n=7]"
     with pytest.raises(UsageError, match=r"--set 'k' is unknown: allowed: m, n"):
         problem.with_parameters(k=1)
+
+
+def test_an_operation_is_found_by_its_name_and_the_first_without_one() -> None:
+    first, second = Operation("a", "", "", "", ""), Operation("b", "", "", "", "")
+    family = Family("f", "", "", (first, second), (), ())
+    assert family.operation_of(Variant("v", "numpy", "x:y")) is first
+    assert family.operation_of(Variant("v", "numpy", "x:y", operation="b")) is second
+    assert family.operation_of(Problem("p", dict, operation="b")) is second
 
 
 def test_unknown_family_lists_the_close_matches() -> None:

@@ -135,7 +135,8 @@ def verify(
     out = err if "-" in (json, csv, md) else terminal.out_console(no_color)
     if not quiet and out is not err:
         out.print(verify_tables(rows))
-        out.print(check_tables(finished.facts.get("checks", ())))
+        if "checks" in finished.facts:
+            out.print(check_tables(finished.facts["checks"]))
     verify_summary(rows, finished, out)
     return _exit_code([row.status for row in rows], finished.interrupted, strict)
 

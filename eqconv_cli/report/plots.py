@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def _sweeps(sweeps: Mapping[str, Sequence[Row]]) -> Figure:
     lines = -(-len(sweeps) // columns)
     figure = Figure(figsize=(3 + 5 * columns, 4.2 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    variants = list(dict.fromkeys(row.variant for rows in sweeps.values() for row in rows))
+    variants = list(dict.fromkeys(r.variant for rows in sweeps.values() for r in rows if r.variant != r.baseline))
     named: dict[str, Artist] = {}
     for axis, (title, rows) in zip(panels, sweeps.items(), strict=False):
         named |= _speed_ups(axis, rows, variants)
@@ -75,7 +75,7 @@ def _sweeps(sweeps: Mapping[str, Sequence[Row]]) -> Figure:
 def _speed_ups(axis: Axes, rows: Sequence[Row], variants: Sequence[str]) -> dict[str, Artist]:
     """Draw one sweep; returns what the legend names."""
     named: dict[str, Artist] = {}
-    drawn = []
+    drawn = [1.0]
     for number, variant in enumerate(variants):
         points = _best([row for row in rows if row.variant == variant and row.variant != row.baseline])
         if points:
@@ -95,8 +95,8 @@ def _speed_ups(axis: Axes, rows: Sequence[Row], variants: Sequence[str]) -> dict
         drawn += list(points.values())
     axis.axhline(1, color="0.35", linewidth=0.8)
     _scales(axis, sorted({row.facts["sparsity"] for row in rows}), drawn)
-    axis.set_xlabel("sparsity")
-    axis.set_ylabel("speed-up over the baseline")
+    axis.set_xlabel("sparsity", fontsize=9)
+    axis.set_ylabel("speed-up over the baseline", fontsize=9)
     axis.grid(True, alpha=0.25)
     return named
 
@@ -105,7 +105,7 @@ def _best(rows: Sequence[Row]) -> dict[float, float]:
     """The speed-up over the sparsity, of the fastest row where there are several (block sizes)."""
     points: dict[float, float] = {}
     for row in rows:
-        if row.ratio:
+        if row.ratio is not None:
             sparsity = row.facts["sparsity"]
             points[sparsity] = max(1 / row.ratio, points.get(sparsity, 0.0))
     return dict(sorted(points.items()))
@@ -116,34 +116,33 @@ def _scales(axis: Axes, sparsities: Sequence[float], speed_ups: Sequence[float])
 
     x is the density, drawn from right to left: on two logarithmic axes the ideal 1 / density is a straight line.
     """
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-    densities = [1 - sparsity for sparsity in sparsities]
-    if max(densities) > _WIDE * min(densities):
+    logarithmic = 1 - sparsities[0] > _WIDE * (1 - sparsities[-1])
+    if logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
     axis.invert_xaxis()
-    shown = sparsities if len(sparsities) <= _MOST_TICKS else _thinned(sparsities)
+    shown = _apart(sparsities, (lambda s: math.log(1 - s)) if logarithmic else (lambda s: 1 - s))
     axis.xaxis.set_major_locator(FixedLocator([1 - sparsity for sparsity in shown]))
     axis.xaxis.set_major_formatter(FixedFormatter([f"{sparsity:g}" for sparsity in shown]))
     axis.tick_params(axis="both", labelsize=8)
-    positive = [value for value in (*speed_ups, 1.0) if value > 0]
-    if max(positive) > _WIDE * min(positive):
+    if max(speed_ups) > _WIDE * min(speed_ups):
         axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(bottom=0)
 
 
-def _thinned(sparsities: Sequence[float]) -> list[float]:
-    """Sparsities for the ticks: no two whose densities are too close to be written beside each other."""
-    reach = math.log((1 - sparsities[0]) / (1 - sparsities[-1])) / _MOST_TICKS
+def _apart(sparsities: Sequence[float], position: Callable[[float], float]) -> list[float]:
+    """Sparsities for the ticks, from the largest down: those whose labels have room beside each other."""
+    room = abs(position(sparsities[0]) - position(sparsities[-1])) / _MOST_TICKS
     kept = [sparsities[-1]]
     for sparsity in reversed(sparsities[:-1]):
-        if math.log((1 - sparsity) / (1 - kept[-1])) >= reach:
+        if abs(position(sparsity) - position(kept[-1])) >= room:
             kept.append(sparsity)
-    return kept[::-1]
+    return kept
 
 
 def _times(timed: Sequence[Row]) -> Figure:

@@ -116,6 +116,10 @@ def pick(inputs: Arrays) -> dict[str, np.ndarray]:
     return {"values": np.where(inputs["mask"], inputs["x"], 0.0), "indices": np.flatnonzero(inputs["mask"])}
 
 
+#: The reference by a name that a test may replace without touching the variants.
+pick_reference = pick
+
+
 class PickRun(BoundRun):
     """Picks; ``fault`` says what is wrong, ``seconds`` what it takes: all of it, or in proportion to the density."""
 
@@ -233,7 +237,8 @@ def pick_problem(name: str, *traits: str, **facets: str) -> Problem:
 
 def mask_file(path: Path) -> tuple[Problem, ...]:
     def make_from(seed: int) -> dict[str, np.ndarray]:
-        return {**make_pick(seed, 10, 0.5, "corner", "auto", False), "mask": np.load(path)}
+        mask = np.load(path)
+        return {**make_pick(seed, len(mask), 0.5, "corner", "auto", False), "mask": mask}
 
     return (Problem(f"mask:{path.name}", make_from, operation="pick", traits=frozenset({"invariants"})),)
 
