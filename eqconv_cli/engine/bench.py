@@ -7,6 +7,7 @@ changes all of them, and ratios are taken round by round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,6 +87,7 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
         for problem in selection.problems
         for check in (selection.case.passes if selection.case else PASSES)
         if check in plan.passes
+        if check == "forward" or selection.operation.reference_gradients is not None
     ]
     counts: Counter[str] = Counter()
     interrupted = False
@@ -320,14 +322,20 @@ def _timed(contender: _Contender, samples: Mapping[str, list[float]], baseline: 
 def _described(group: _Group, instance: Instance) -> dict[str, Any]:
     """What the rows of a group say about the problem."""
     operation, problem = group.selection.operation, group.problem
-    facts = dict(operation.facts(instance.inputs)) if operation.facts else {}
+    stated = operation.facts(instance.inputs) if operation.facts else {}
+    facts = {name: float(value) for name, value in stated.items()}
     series = None
     if "sparsity" in problem.parameters:
         facts["sparsity"] = float(problem.parameters["sparsity"])
         series = problem.name_without("sparsity", "block_size")
-    ideal = operation.ideal(instance.inputs) if operation.ideal else None
+    ideal = float(operation.ideal(instance.inputs)) if operation.ideal else math.inf
     published = problem.published if group.check == "forward" else {}
-    return {"facts": facts, "series": series, "ideal": ideal, "published": published}
+    return {
+        "facts": facts,
+        "series": series,
+        "ideal": ideal if math.isfinite(ideal) else None,
+        "published": published,
+    }
 
 
 def _with_speed_up(row: Row, usual_baseline: str) -> Row:

@@ -183,10 +183,17 @@ def why_not(variant: Variant, problem: Problem, device: str) -> list[str]:
 def missing_modules(variant: Variant) -> list[str]:
     """The packages that a variant needs besides its framework and that are not installed, each with its remedy."""
     return [
-        f"{module} is not installed (pip install {module.replace('_', '-')})"
+        f"{module} is not installed (pip install {module.partition('.')[0].replace('_', '-')})"
         for module in variant.requires
-        if importlib.util.find_spec(module) is None
+        if not _importable(module)
     ]
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that a dotted name starts with
+        return False
 
 
 class AbsentPeers:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import pytest
 
-from eqconv_cli.catalog import Problem, Variant
+from eqconv_cli.catalog import Family, Problem, Variant
 from eqconv_cli.engine import heap
-from eqconv_cli.engine.bench import BenchPlan, bench
+from eqconv_cli.engine.bench import PASSES, BenchPlan, bench
 from eqconv_cli.engine.selection import Selection
 from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished
 from tests.engine import fake
@@ -15,9 +19,11 @@ A = fake.TWO.problems[1]
 DENSE_ENOUGH, SPARSE_ENOUGH = A.with_parameters(sparsity=0.2), A.with_parameters(sparsity=0.9)
 
 
-def run(*variants: Variant, problems: tuple[Problem, ...] = (A,), debug: bool = False) -> tuple[list[Row], list[Event]]:
-    selection = Selection(fake.TWO, problems, variants)
-    events = list(bench(BenchPlan((selection,), passes=("forward",), rounds=5, memory=False, debug=debug)))
+def run(
+    *variants: Variant, problems: tuple[Problem, ...] = (A,), family: Family = fake.TWO, **options: Any
+) -> tuple[list[Row], list[Event]]:
+    plan = BenchPlan((Selection(family, problems, variants),), passes=("forward",), rounds=5, memory=False)
+    events = list(bench(replace(plan, **options)))
     return [event.row for event in events if isinstance(event, RowFinished)], events
 
 
@@ -28,6 +34,25 @@ def test_speed_ups_and_their_share_of_the_ideal() -> None:
     assert sparse.ratio is not None and sparse.speed_up == pytest.approx(1 / sparse.ratio)
     assert sparse.percent_of_ideal == pytest.approx(100 / sparse.ratio / 4.0)
     assert sparse.tolerance == 0.0
+
+
+def test_numbers_of_numpy_become_plain_and_an_infinite_ideal_none() -> None:
+    operation = replace(
+        fake.PICK, ideal=lambda inputs: np.float32(np.inf), facts=lambda inputs: {"H": np.float32(2), "W": np.int64(3)}
+    )
+    family = replace(fake.TWO, operations=(fake.DOUBLE, operation))
+    (row,), _ = run(fake.DENSE, family=family)
+    assert row.ideal is None and row.percent_of_ideal is None
+    assert [(name, type(value)) for name, value in row.facts.items()] == [
+        ("H", float),
+        ("W", float),
+        ("sparsity", float),
+    ]
+
+
+def test_an_operation_without_gradients_has_one_pass() -> None:
+    rows, _ = run(replace(fake.DENSE, gradient=True), passes=PASSES)
+    assert [(row.check, row.status) for row in rows] == [("forward", "pass")]
 
 
 def test_without_the_operations_baseline_there_is_no_share() -> None:

@@ -136,8 +136,8 @@ def test_a_peer_that_is_not_installed_has_one_row() -> None:
     (skipped,) = (row for row in rows if row.status == "skip")
     assert skipped.check == "E1"
     assert skipped.reason == "no_such_package is not installed (pip install no-such-package)"
-    ours = replace(fake.PEER, peer=False)
-    assert len(run(ours)) == 2
+    ours = replace(fake.PEER, peer=False, requires=("no_such_package.part",))
+    assert [row.reason.split(" (")[1] for row in run(ours)] == ["pip install no-such-package)"] * 2
 
 
 def test_the_overview_says_how_every_statement_held() -> None:
