@@ -301,7 +301,7 @@ class Family:
     #: Options that take the user's own file, by name: "mesh", "graph", "image", "mask". A file makes one problem, or
     #: one for each operation that it is an input of.
     file_problems: Mapping[str, Callable[[Path], Problem | tuple[Problem, ...]]] = field(default_factory=dict)
-    #: Says which variant ``version="auto"`` would take for these inputs, and why; one line a framework.
+    #: Says which variant ``version="auto"`` would take for these inputs of any operation, and why: a line a framework.
     explain: Callable[[Arrays], Sequence[str]] | None = None
 
     def operation_of(self, record: Problem | Variant) -> Operation:
