@@ -5,6 +5,7 @@
  * that are needed are hashed.
  */
 #include <algorithm>
+#include <numeric>
 
 #include "bit_rows.h"
 #include "lookup.h"
@@ -22,14 +23,14 @@ EQC_INLINE int64_t bounded_product(int64_t a, int64_t b) {
 }
 
 /* Cells of `axes` axes after the batch. */
+template <int axes>
 struct Grid {
-    int axes;
     int64_t batch;
-    int64_t extent[most_axes], step[most_axes]; /* step: between the numbers of neighbours along an axis */
+    int64_t extent[axes + 1], step[axes + 1]; /* step: between the numbers of neighbours along an axis */
     int64_t per_entry, cells;
 
-    Grid(int64_t axes, int64_t batch, const int64_t* extents) : axes(int(axes)), batch(batch), per_entry(1) {
-        for (int d = this->axes; d-- > 0;) {
+    Grid(int64_t batch, const int64_t* extents) : batch(batch), per_entry(1) {
+        for (int d = axes; d-- > 0;) {
             extent[d] = extents[d];
             step[d] = per_entry;
             per_entry *= extents[d];
@@ -72,16 +73,6 @@ struct Geometry {
           dilation{a.dilation_0, a.dilation_1, a.dilation_2, a.dilation_3} {
         for (int d = 0; d < axes; ++d) taps = bounded_product(taps, kernel[d]);
     }
-
-    /* Calls body(tap, place) with the place of each tap in the kernel. */
-    template <class Body>
-    EQC_INLINE void for_taps(const Body& body) const {
-        int64_t place[most_axes] = {};
-        for (int64_t tap = 0; tap < taps; ++tap) {
-            body(tap, place);
-            for (int d = axes; d-- > 0 && ++place[d] == kernel[d];) place[d] = 0;
-        }
-    }
 };
 
 EQC_INLINE int64_t listed(const int32_t* count, int64_t capacity) {
@@ -93,11 +84,11 @@ EQC_INLINE bool moderate(int64_t cells, int64_t most, int64_t lookups) {
     return cells <= most && cells / 8 <= 8192 + lookups;
 }
 
-template <class Map>
+template <int axes, class Map>
 struct Table {
     const eqc_neighbours& a;
     Geometry g;
-    Grid in;
+    Grid<axes> in;
     int threads;
     Map map;
     /* Where all cells are in memory, they are few. */
@@ -108,27 +99,29 @@ struct Table {
     Table(const eqc_neighbours& arguments, int64_t most, Arena& arena)
         : a(arguments),
           g(a),
-          in(a.axes, a.batch, g.in),
+          in(a.batch, g.in),
           threads(thread_count(a.threads, larger(a.rows, a.out_rows))),
           map(most, arena),
           offset(arena.take<Offset>(g.taps)),
-          place(arena.take<int32_t>(g.taps * g.axes)) {}
+          place(arena.take<int32_t>(g.taps * axes)) {}
 
     void run() {
         insert_rows();
-        g.for_taps([&](int64_t tap, const int64_t* at) {
+        for (int64_t tap = 0; tap < g.taps; ++tap) {
             uint64_t distance = 0;
-            for (int d = 0; d < g.axes; ++d) {
-                distance += uint64_t(at[d] * g.dilation[d]) * uint64_t(in.step[d]);
-                place[tap * g.axes + d] = int32_t(at[d]);
+            int64_t rest = tap;
+            for (int d = axes; d-- > 0; rest /= g.kernel[d]) {
+                const int64_t at = rest % g.kernel[d];
+                distance += uint64_t(at * g.dilation[d]) * uint64_t(in.step[d]);
+                place[tap * axes + d] = int32_t(at);
             }
             offset[tap] = Offset(distance);
-        });
+        }
         const int64_t used = listed(a.out_count, a.out_rows), group = grouped(g.taps, 8192);
         parallel_for(threads, (a.out_rows + group - 1) / group, [&](int64_t item, int) {
             const int64_t end = smaller(a.out_rows, (item + 1) * group);
             int64_t i = item * group;
-            for (; i < smaller(used, end); ++i) fill(a.out_coords + i * (1 + g.axes), a.table + i * g.taps);
+            for (; i < smaller(used, end); ++i) fill(a.out_coords + i * (1 + axes), a.table + i * g.taps);
             if (i < end) std::memset(a.table + i * g.taps, 0xff, size_t((end - i) * g.taps) * sizeof(int32_t));
         });
     }
@@ -139,7 +132,7 @@ struct Table {
         const int64_t rows = listed(a.count, a.rows);
         parallel_for(threads, (rows + piece - 1) / piece, [&](int64_t item, int) {
             for (int64_t i = item * piece; i < smaller(rows, (item + 1) * piece); ++i) {
-                const int32_t* row = a.coords + i * (1 + g.axes);
+                const int32_t* row = a.coords + i * (1 + axes);
                 if (in.holds(row)) map.insert(in.cell(row), int32_t(i));
             }
         });
@@ -147,22 +140,22 @@ struct Table {
 
     /* The neighbours of an output row. */
     EQC_INLINE void fill(const int32_t* row, int32_t* out) const {
-        int64_t corner[most_axes], cell = row[0] * in.per_entry;
+        int64_t corner[axes], cell = row[0] * in.per_entry;
         bool present = row[0] >= 0 && row[0] < a.batch, inside = present;
-        for (int d = 0; d < g.axes; ++d) {
+        for (int d = 0; d < axes; ++d) {
             corner[d] = row[1 + d] * g.stride[d] - g.pad[d];
             inside &= corner[d] >= 0 && corner[d] + (g.kernel[d] - 1) * g.dilation[d] < g.in[d];
         }
         if (inside) {
-            for (int d = 0; d < g.axes; ++d) cell += corner[d] * in.step[d];
+            for (int d = 0; d < axes; ++d) cell += corner[d] * in.step[d];
             find_all(cell, out);
             return;
         }
         for (int64_t tap = 0; tap < g.taps; ++tap) {
             bool here = present;
             int64_t at = cell;
-            for (int d = 0; d < g.axes && here; ++d) {
-                const int64_t coordinate = corner[d] + place[tap * g.axes + d] * g.dilation[d];
+            for (int d = 0; d < axes && here; ++d) {
+                const int64_t coordinate = corner[d] + place[tap * axes + d] * g.dilation[d];
                 here = coordinate >= 0 && coordinate < g.in[d];
                 if (here) at += coordinate * in.step[d];
             }
@@ -173,6 +166,15 @@ struct Table {
     EQC_INLINE void find_all(int64_t cell, int32_t* out) const {
 #if defined(EQC_ISA_AVX512)
         if constexpr (std::is_same_v<Map, DenseMap>) {
+            /* Taps that are next to each other are next to each other in the map. */
+            const int64_t line = g.kernel[axes - 1];
+            if (g.dilation[axes - 1] == 1 && line > 1 && line <= 16) {
+                const __mmask16 all = __mmask16(lowest(line));
+                for (int64_t tap = 0; tap < g.taps; tap += line)
+                    _mm512_mask_storeu_epi32(out + tap, all,
+                                             _mm512_maskz_loadu_epi32(all, map.rows() + cell + offset[tap]));
+                return;
+            }
             for (int64_t tap = 0; tap < g.taps; tap += 16) {
                 const __mmask16 some = __mmask16(lowest(smaller(16, g.taps - tap)));
                 const __m512i cells = _mm512_maskz_loadu_epi32(some, offset + tap);
@@ -187,94 +189,142 @@ struct Table {
     }
 };
 
-/* Calls body(output row) for every output that an input row reaches; `out` is room for it. */
-template <class Body>
-EQC_INLINE void for_reached(const Geometry& g, const int32_t* row, int32_t* out, const Body& body) {
-    out[0] = row[0];
-    g.for_taps([&](int64_t, const int64_t* place) EQC_INLINE_LAMBDA {
-        for (int d = 0; d < g.axes; ++d) {
-            const int64_t scaled = row[1 + d] + g.pad[d] - place[d] * g.dilation[d];
-            if (scaled < 0) return;
-            const int64_t coordinate = g.stride[d] == 1 ? scaled : scaled / g.stride[d];
-            if (coordinate * g.stride[d] != scaled || coordinate >= g.out[d]) return;
-            out[1 + d] = int32_t(coordinate);
-        }
-        body(out);
-    });
-}
+/* Places first, first + step, ..., count of them, ascending. */
+struct Progression {
+    int64_t first, step, count;
+};
 
-/* Calls body(row) for each input row in range. */
-template <class Body>
-inline void for_sites(const eqc_neighbours& a, const Geometry& g, int threads, const Body& body) {
+/* The outputs t with t * stride - pad + o * dilation = coordinate for some tap o, along one axis. */
+class Reach {
+   public:
+    Reach(const Geometry& g, int d)
+        : out_(g.out[d]),
+          kernel_(g.kernel[d]),
+          stride_(g.stride[d]),
+          pad_(g.pad[d]),
+          dilation_(g.dilation[d]),
+          taps_(stride_ / std::gcd(stride_, dilation_)),
+          step_(dilation_ / std::gcd(stride_, dilation_)),
+          spans_((kernel_ - 1) / taps_),
+          longer_((kernel_ - 1) % taps_),
+          shift_((stride_ & (stride_ - 1)) == 0 ? __builtin_ctzll(uint64_t(stride_)) : -1) {}
+
+    /* One of `taps_` taps after each other reaches an output, and `step_` lies between two outputs. */
+    EQC_INLINE Progression from(int64_t coordinate) const {
+        int64_t scaled = coordinate + pad_, tap = 0, last = scaled;
+        if (stride_ > 1) {
+            while (tap < taps_ && tap < kernel_ && !divides(scaled)) ++tap, scaled -= dilation_;
+            if (tap >= taps_ || tap >= kernel_) return {0, 1, 0};
+            last = shift_ >= 0 ? scaled >> shift_ : scaled / stride_;
+        }
+        int64_t first = last - (tap <= longer_ ? spans_ : spans_ - 1) * step_;
+        if (step_ == 1) {
+            first = larger(first, 0), last = smaller(last, out_ - 1);
+        } else {
+            if (first < 0) first += (-first + step_ - 1) / step_ * step_;
+            if (last >= out_) last -= (last - out_ + step_) / step_ * step_;
+        }
+        return {first, step_, first > last ? 0 : step_ == 1 ? last - first + 1 : (last - first) / step_ + 1};
+    }
+
+   private:
+    EQC_INLINE bool divides(int64_t n) const { return shift_ >= 0 ? (n & (stride_ - 1)) == 0 : n % stride_ == 0; }
+
+    int64_t out_, kernel_, stride_, pad_, dilation_, taps_, step_;
+    int64_t spans_, longer_; /* steps from the first output to the last: one more for the first taps */
+    int shift_;              /* of a stride that is a power of two */
+};
+
+/* Calls body(cell, step, count) for the outputs that input rows reach, a line along the last axis at a time. */
+template <int axes, class Body>
+inline void for_reached(const eqc_neighbours& a, const Geometry& g, const Grid<axes>& out, int threads, const Body& body) {
     constexpr int64_t piece = 1024;
-    const Grid in(a.axes, a.batch, g.in);
+    const Grid<axes> in(a.batch, g.in);
+    const Reach reach[most_axes] = {{g, 0}, {g, axes > 1 ? 1 : 0}, {g, axes > 2 ? 2 : 0}, {g, axes > 3 ? 3 : 0}};
     const int64_t rows = listed(a.count, a.rows);
     parallel_for(threads, (rows + piece - 1) / piece, [&](int64_t item, int) {
-        for (int64_t i = item * piece; i < smaller(rows, (item + 1) * piece); ++i)
-            if (in.holds(a.coords + i * (1 + g.axes))) body(a.coords + i * (1 + g.axes));
+        for (int64_t i = item * piece; i < smaller(rows, (item + 1) * piece); ++i) {
+            const int32_t* row = a.coords + i * (1 + axes);
+            if (!in.holds(row)) continue;
+            Progression at[axes];
+            int64_t lines = 1;
+            for (int d = 0; d < axes; ++d) {
+                at[d] = reach[d].from(row[1 + d]);
+                lines *= d < axes - 1 ? at[d].count : at[d].count > 0;
+            }
+            int64_t number[axes] = {};
+            for (int64_t line = 0; line < lines; ++line) {
+                int64_t cell = row[0] * out.per_entry;
+                for (int d = 0; d < axes; ++d) cell += (at[d].first + number[d] * at[d].step) * out.step[d];
+                body(cell, at[axes - 1].step, at[axes - 1].count);
+                for (int d = axes - 1; d-- > 0 && ++number[d] == at[d].count;) number[d] = 0;
+            }
+        }
     });
 }
 
-/* Outputs as bits: a row of bits is a line along the last axis. */
+/* Outputs as bits, where there are not many more cells than outputs. */
+template <int axes>
 struct MarkedOutputs {
+    static constexpr int64_t line = 4096;
     const eqc_neighbours& a;
     Geometry g;
-    Grid lines; /* without the last axis */
+    Grid<axes> out;
     int threads;
-    BitRows bits;
+    BitRows bits; /* all cells, in rows of one length */
 
     MarkedOutputs(const eqc_neighbours& arguments, Arena& arena)
         : a(arguments),
           g(a),
-          lines(a.axes - 1, a.batch, g.out),
+          out(a.batch, g.out),
           threads(thread_count(a.threads, larger(a.rows, 1))),
-          bits(lines.cells, g.out[g.axes - 1], arena) {}
+          bits((out.cells + line - 1) / line, line, arena) {}
 
     int64_t find() const {
-        constexpr int64_t piece = 4096;
-        const int64_t group = grouped(bits.words, piece);
-        const auto for_groups = [&](const auto& body) {
-            parallel_for(threads, (bits.rows + group - 1) / group, [&](int64_t item, int) {
-                body(item * group, smaller(bits.rows, (item + 1) * group));
-            });
-        };
-        for_groups([&](int64_t first, int64_t end) {
-            std::memset(bits.row(first), 0, size_t((end - first) * bits.words) * sizeof(uint64_t));
+        parallel_for(threads, bits.rows, [&](int64_t i, int) {
+            std::memset(bits.row(i), 0, size_t(bits.words) * sizeof(uint64_t));
         });
-        for_sites(a, g, threads, [&](const int32_t* row) {
-            int32_t out[1 + most_axes];
-            for_reached(g, row, out, [&](const int32_t* reached) EQC_INLINE_LAMBDA {
-                const int32_t last = reached[g.axes];
-                uint64_t* word = bits.row(lines.cell(reached)) + last / 64;
-                const uint64_t bit = uint64_t(1) << last % 64;
-                if (!(__atomic_load_n(word, __ATOMIC_RELAXED) & bit)) __atomic_fetch_or(word, bit, __ATOMIC_RELAXED);
-            });
+        for_reached(a, g, out, threads, [&](int64_t cell, int64_t step, int64_t count) EQC_INLINE_LAMBDA {
+            const bool run = step == 1 && count < 64;
+            for (int64_t k = 0; k < count; k += run ? count : 1) {
+                const int64_t first = cell + k * step;
+                const uint64_t chosen = run ? lowest(count) : 1;
+                mark(first / 64, chosen << first % 64);
+                const uint64_t beyond = chosen >> 1 >> (63 - first % 64);
+                if (beyond) mark(first / 64 + 1, beyond);
+            }
         });
-        for_groups([&](int64_t first, int64_t end) {
-            for (int64_t i = first; i < end; ++i) bits.count(i);
-        });
+        parallel_for(threads, bits.rows, [&](int64_t i, int) { bits.count(i); });
         return bits.add_up();
+    }
+
+    EQC_INLINE void mark(int64_t at, uint64_t chosen) const {
+        uint64_t* word = bits.bits + at;
+        const uint64_t before = __atomic_load_n(word, __ATOMIC_RELAXED);
+        if ((before & chosen) == chosen) return;
+        if (threads == 1)
+            *word = before | chosen;
+        else
+            __atomic_fetch_or(word, chosen, __ATOMIC_RELAXED);
     }
 
     void list() const {
         bits.for_rows(threads, [&](int64_t i, int64_t first, int64_t) {
-            int32_t line[1 + most_axes];
-            lines.coordinates(i, line);
-            int32_t* to = a.made_coords + first * (1 + g.axes);
-            for_bits(bits.row(i), bits.words, [&](int64_t last) EQC_INLINE_LAMBDA {
-                for (int d = 0; d < g.axes; ++d) to[d] = line[d];
-                to[g.axes] = int32_t(last);
-                to += 1 + g.axes;
+            int32_t* to = a.made_coords + first * (1 + axes);
+            for_bits(bits.row(i), bits.words, [&](int64_t k) EQC_INLINE_LAMBDA {
+                out.coordinates(i * line + k, to);
+                to += 1 + axes;
             });
         });
     }
 };
 
 /* Outputs as a set of numbers of cells. */
+template <int axes>
 struct HashedOutputs {
     const eqc_neighbours& a;
     Geometry g;
-    Grid out;
+    Grid<axes> out;
     int threads;
     int64_t most; /* outputs that there can be */
     HashMap set;
@@ -283,7 +333,7 @@ struct HashedOutputs {
     HashedOutputs(const eqc_neighbours& arguments, Arena& arena)
         : a(arguments),
           g(a),
-          out(a.axes, a.batch, g.out),
+          out(a.batch, g.out),
           threads(thread_count(a.threads, larger(a.rows, 1))),
           most(smaller(bounded_product(a.rows, g.taps), out.cells)),
           set(most, arena),
@@ -291,9 +341,8 @@ struct HashedOutputs {
 
     int64_t find() const {
         set.clear(threads);
-        for_sites(a, g, threads, [&](const int32_t* row) {
-            int32_t room[1 + most_axes];
-            for_reached(g, row, room, [&](const int32_t* reached) EQC_INLINE_LAMBDA { set.insert(out.cell(reached), 0); });
+        for_reached(a, g, out, threads, [&](int64_t cell, int64_t step, int64_t count) EQC_INLINE_LAMBDA {
+            for (int64_t k = 0; k < count; ++k) set.insert(cell + k * step, 0);
         });
         int64_t count = 0;
         set.for_cells([&](int64_t cell) { cells[count++] = cell; });
@@ -305,7 +354,7 @@ struct HashedOutputs {
         constexpr int64_t piece = 4096;
         parallel_for(threads, (*a.made_count + piece - 1) / piece, [&](int64_t item, int) {
             for (int64_t k = item * piece; k < smaller(*a.made_count, (item + 1) * piece); ++k)
-                out.coordinates(cells[k], a.made_coords + k * (1 + g.axes));
+                out.coordinates(cells[k], a.made_coords + k * (1 + axes));
         });
     }
 };
@@ -338,15 +387,27 @@ bool too_many_outputs(const eqc_neighbours& a) {
     return too_large_grid(a, g.in) || too_large_grid(a, g.out) || bounded_product(a.rows, g.taps) > int64_t(1) << 48;
 }
 
+/* Calls body with the number of axes as a constant. */
+template <class Body>
+auto with_axes(int64_t axes, const Body& body) {
+    switch (axes) {
+        case 1: return body(std::integral_constant<int, 1>());
+        case 2: return body(std::integral_constant<int, 2>());
+        case 3: return body(std::integral_constant<int, 3>());
+        default: return body(std::integral_constant<int, 4>());
+    }
+}
+
 /* Calls body with what finds the outputs. */
 template <class Body>
 auto with_outputs(const eqc_neighbours& a, Arena& arena, const Body& body) {
-    const Geometry g(a);
-    const int64_t lines = Grid(a.axes - 1, a.batch, g.out).cells;
-    const int64_t words = bounded_product(lines, words_for(g.out[g.axes - 1]) + 1);
-    if (moderate(words, most_cells / 8, bounded_product(a.rows, g.taps)))
-        return body(MarkedOutputs(a, arena));
-    return body(HashedOutputs(a, arena));
+    return with_axes(a.axes, [&](auto axes) {
+        const Geometry g(a);
+        const int64_t words = words_for(Grid<axes()>(a.batch, g.out).cells);
+        if (moderate(words, most_cells / 8, bounded_product(a.rows, g.taps)))
+            return body(MarkedOutputs<axes()>(a, arena));
+        return body(HashedOutputs<axes()>(a, arena));
+    });
 }
 
 template <class T>
@@ -373,11 +434,13 @@ int site_outputs(const eqc_neighbours* a, void* workspace) {
 /* Calls body with what fills the table. */
 template <class Body>
 auto with_table(const eqc_neighbours& a, Arena& arena, const Body& body) {
-    const Geometry g(a);
-    const int64_t cells = Grid(a.axes, a.batch, g.in).cells;
-    if (moderate(cells, most_cells, bounded_product(a.out_rows, g.taps)))
-        return body(Table<DenseMap>(a, cells, arena));
-    return body(Table<HashMap>(a, a.rows, arena));
+    return with_axes(a.axes, [&](auto axes) {
+        const Geometry g(a);
+        const int64_t cells = Grid<axes()>(a.batch, g.in).cells;
+        if (moderate(cells, most_cells, bounded_product(a.out_rows, g.taps)))
+            return body(Table<axes(), DenseMap>(a, cells, arena));
+        return body(Table<axes(), HashMap>(a, a.rows, arena));
+    });
 }
 
 bool wrong_table(const eqc_neighbours* a) {

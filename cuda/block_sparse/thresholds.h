@@ -22,21 +22,20 @@ class Threshold {
     template <class Source>
     void row(const Source* m, int64_t width, uint64_t* words) const {
         int64_t at = 0;
-        for (; at + 64 <= width; at += 64) *words++ = word<64>(m + at, 64);
-        if (at < width) *words = word<0>(m + at, int(width - at));
+        for (; at + 64 <= width; at += 64) *words++ = word(m + at);
+        if (at == width) return;
+        Source rest[64] = {};
+        std::memcpy(rest, m + at, size_t(width - at) * sizeof(Source));
+        *words = word(rest) & lowest(width - at);
     }
 
    private:
-    /* `constant` numbers, or, when it is 0, n. */
-    template <int constant, class Source>
-    EQC_INLINE uint64_t word(const Source* m, int n) const {
+    template <class Source>
+    EQC_INLINE uint64_t word(const Source* m) const {
         constexpr int piece = pieces<Source>();
         uint64_t word = 0;
-        int k = 0;
 #pragma GCC unroll 8
-        for (; k + piece <= (constant ? constant : n); k += piece) word |= above(m + k) << k;
-        if (!constant)
-            for (; k < n; ++k) word |= one_above(m[k]) << k;
+        for (int k = 0; k < 64; k += piece) word |= above(m + k) << k;
         return word;
     }
 
@@ -94,12 +93,21 @@ class Threshold {
     uint64_t zero_, one_; /* all bits: whether 0 and 1 are above the tolerance */
 };
 
+/* Eight numbers, rounded to float. */
 template <class Source>
 EQC_INLINE Eight<double> eight_values(const Source* m) {
     using Given = typename Lanes<Source, 8>::unaligned;
     const Eight<float> rounded = __builtin_convertvector(*reinterpret_cast<const Given*>(m), Eight<float>);
     return __builtin_convertvector(rounded, Eight<double>);
 }
+#if defined(EQC_ISA_AVX512) || defined(EQC_ISA_AVX2)
+/* The compiler converts bytes one at a time. */
+template <>
+EQC_INLINE Eight<double> eight_values(const uint8_t* m) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(m)));
+    return __builtin_convertvector(reinterpret_cast<Eight<int32_t>>(wide), Eight<double>);
+}
+#endif
 
 /* sums[x] = m[0, x] + m[1, x] + ... of the numbers rounded to float. */
 template <class Source>
