@@ -293,19 +293,24 @@ __global__ void __launch_bounds__(kTileThreads) gather(Gather<T> p) {
     const auto blocks = eqc_view(p.blocks, p.vectors * kWidth);
     for (int64_t tile = blockIdx.x; tile * kTile < p.vectors; tile += gridDim.x) {
         const RowStart start(tile * kTile, p.of_block);
+        int32_t triple[kAhead][3];
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {  // asked for together, so that the way to them is gone once
+            const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_block);
+#pragma unroll
+            for (int part = 0; part < 3; ++part) {
+                triple[k][part] = at.row < rows ? p.g.index[3 * at.row + part] : -1;
+            }
+        }
         V found[kAhead] = {};
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
-            const int64_t vector = tile * kTile + k * kTileThreads + threadIdx.x;
             const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_block);
-            if (vector >= p.vectors || at.row >= rows) {
-                continue;
-            }
-            const int64_t image = p.g.index[3 * at.row];
+            const int64_t image = triple[k][0];
             const unsigned line = p.of_line.quotient(at.item);
             const unsigned in_line = at.item - line * p.of_line.divisor();
-            const int64_t h = p.g.down.begin(p.g.index[3 * at.row + 1]) + line;
-            const int64_t left = p.g.across.begin(p.g.index[3 * at.row + 2]);
+            const int64_t h = p.g.down.begin(triple[k][1]) + line;
+            const int64_t left = p.g.across.begin(triple[k][2]);
             const int64_t per_pixel = p.of_pixel.divisor();
             if (image < 0 || image >= p.g.images || h < 0 || h >= p.g.down.extent || left <= -p.g.across.window ||
                 left >= p.g.across.extent) {
@@ -413,19 +418,25 @@ __device__ __forceinline__ void add_to(float4& sum, const float4& term) {
 }
 __device__ __forceinline__ void add_to(double2& sum, const double2& term) { sum.x += term.x, sum.y += term.y; }
 
+/* Vectors of y of a thread: a sum has loads enough of its own. */
+template <bool kAdd>
+constexpr int kVectorsOf = kAdd ? 1 : kAhead;
+
 /* Blocks as [rows, h, w, C]: each vector of y from its owner or, with kAdd, from all rows that cover it. */
 template <class T, class V, bool kAdd>
 __global__ void __launch_bounds__(kTileThreads) scatter(Scatter<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
+    constexpr int kEach = kVectorsOf<kAdd>;
     const auto y = eqc_view(p.y, p.vectors * kWidth);
     const int64_t window = p.g.window();
-    for (int64_t tile = blockIdx.x; tile * kTile < p.vectors; tile += gridDim.x) {
-        const RowStart start(tile * kTile, p.of_pixel);
-        V found[kAhead] = {};
-        bool changes[kAhead] = {};
+    for (int64_t first = int64_t(blockIdx.x) * kTileThreads * kEach; first < p.vectors;
+         first += int64_t(gridDim.x) * kTileThreads * kEach) {
+        const RowStart start(first, p.of_pixel);
+        V found[kEach] = {};
+        bool changes[kEach] = {};
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-            const int64_t vector = tile * kTile + k * kTileThreads + threadIdx.x;
+        for (int k = 0; k < kEach; ++k) {
+            const int64_t vector = first + k * kTileThreads + threadIdx.x;
             if (vector >= p.vectors) {
                 continue;
             }
@@ -454,9 +465,9 @@ __global__ void __launch_bounds__(kTileThreads) scatter(Scatter<T> p) {
             }
         }
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
+        for (int k = 0; k < kEach; ++k) {
             if (changes[k]) {
-                eqc_store_vector<V>(y + (tile * kTile + k * kTileThreads + threadIdx.x) * kWidth, found[k]);
+                eqc_store_vector<V>(y + (first + k * kTileThreads + threadIdx.x) * kWidth, found[k]);
             }
         }
     }
@@ -691,7 +702,7 @@ void launch_scatter(int& status, const eqc_blocks& a, const Geometry& g, const M
                        Divider(of_pixel),
                        Divider(a.height),
                        Divider(a.width)};
-    const dim3 grid = eqc::grid_for(ceil_div(p.vectors, kTile));
+    const dim3 grid = eqc::grid_for(ceil_div(p.vectors, kTileThreads * kVectorsOf<kAdd>));
     if (transposed) {
         const Side side(g.pixels(), a.channels);
         EQC_LAUNCH_CHECKED(status, (scatter_transposed<T, kAdd>),

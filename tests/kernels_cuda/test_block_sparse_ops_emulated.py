@@ -182,6 +182,12 @@ def test_many_tiles_in_order() -> None:
     assert found.tolist() == np.flatnonzero(mask).tolist()
 
 
+def test_so_many_windows_that_a_thread_has_several() -> None:
+    mask = (random().random((1, 1050, 1031)) < 0.3).astype(np.uint8)
+    found = run_mask("mask_pixels", mask, Windows((1, 1), (1, 1)), mask.shape[1:], 0.5, dtype="float32")
+    assert np.array_equal(found, np.flatnonzero(mask))
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)], ids=str)
 @pooling
 def test_empty_masks(shape: Index, average: bool) -> None:
