@@ -275,18 +275,17 @@ struct Gather {
     Divider of_block;    // vectors of a block
     Divider of_line;     // vectors of a line of a block
     Divider of_pixel;    // vectors of a pixel
-    bool owned;
 };
 
-/* Whether no later row covers a pixel in the image, or that does not matter. */
-template <class T>
+/* Whether no later row covers a pixel in the image or, without kOwned, that does not matter. */
+template <bool kOwned, class T>
 __device__ __forceinline__ bool is_owned(const Gather<T>& p, int64_t row, int64_t image, int64_t h, int64_t w) {
-    return !p.owned || owner(p.g, p.map, Pixel(p.g, image, int(h), int(w))).row == row;
+    return !kOwned || owner(p.g, p.map, Pixel(p.g, image, int(h), int(w))).row == row;
 }
 
 /* Blocks as [rows, h, w, C], kAhead vectors of V (elements of T, or 16 bytes) a thread. A line of a window is one piece
  * of memory in the block and in the image alike. */
-template <class T, class V>
+template <class T, class V, bool kOwned>
 __global__ void __launch_bounds__(kTileThreads) gather(Gather<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
     const int64_t rows = eqc::entries(p.g.count, p.g.rows);
@@ -312,17 +311,14 @@ __global__ void __launch_bounds__(kTileThreads) gather(Gather<T> p) {
             const int64_t h = p.g.down.begin(triple[k][1]) + line;
             const int64_t left = p.g.across.begin(triple[k][2]);
             const int64_t per_pixel = p.of_pixel.divisor();
-            if (image < 0 || image >= p.g.images || h < 0 || h >= p.g.down.extent || left <= -p.g.across.window ||
-                left >= p.g.across.extent) {
-                continue;
+            const bool meets = image >= 0 && image < p.g.images && h >= 0 && h < p.g.down.extent &&
+                               left > -p.g.across.window && left < p.g.across.extent;
+            const int64_t in_image = (meets ? left : 0) * per_pixel + in_line;
+            if (meets && in_image >= 0 && in_image < p.g.across.extent * per_pixel &&
+                is_owned<kOwned>(p, at.row, image, h, left + p.of_pixel.quotient(in_line))) {
+                const int64_t from = (image * p.g.down.extent + h) * p.g.across.extent * per_pixel + in_image;
+                found[k] = eqc_load_vector<V>(p.x + from * kWidth);
             }
-            const int64_t in_image = left * per_pixel + in_line;
-            if (in_image < 0 || in_image >= p.g.across.extent * per_pixel ||
-                !is_owned(p, at.row, image, h, left + p.of_pixel.quotient(in_line))) {
-                continue;
-            }
-            const int64_t from = (image * p.g.down.extent + h) * p.g.across.extent * per_pixel + in_image;
-            found[k] = eqc_load_vector<V>(p.x + from * kWidth);
         }
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
@@ -350,7 +346,7 @@ struct Side {
 };
 
 /* Blocks as [rows, C, h, w]. */
-template <class T>
+template <class T, bool kOwned>
 __global__ void __launch_bounds__(kTileThreads) gather_transposed(Gather<T> p, Side side) {
     EQC_SHARED_ARRAY(T, tile, kSide * kPitch);
     const int64_t rows = eqc::entries(p.g.count, p.g.rows);
@@ -376,7 +372,7 @@ __global__ void __launch_bounds__(kTileThreads) gather_transposed(Gather<T> p, S
                 const int64_t w = left + (position0 + pixel - line * p.of_line.divisor());
                 const bool inside = position0 + pixel < side.pixels && channel0 + channel < channels && image >= 0 &&
                                     image < p.g.images && h >= 0 && h < p.g.down.extent && w >= 0 &&
-                                    w < p.g.across.extent && is_owned(p, row, image, h, w);
+                                    w < p.g.across.extent && is_owned<kOwned>(p, row, image, h, w);
                 tile[pixel * kPitch + channel] =
                     inside ? p.x[((image * p.g.down.extent + h) * p.g.across.extent + w) * channels + channel0 + channel]
                            : T(0);
@@ -622,6 +618,37 @@ void clear_map(int& status, const Map& map, cudaStream_t stream) {
     eqc::fill_bytes(status, map.head, 0xff, size_t(map.cells) * sizeof(int32_t), stream);
 }
 
+bool is_transposed(const eqc_blocks& a) {
+    return (a.flags & EQC_BS_TRANSPOSE) != 0 && a.channels > 1 && a.window_height * a.window_width > 1;
+}
+
+template <class T, bool kOwned>
+void launch_gather(int& status, const eqc_blocks& a, const Geometry& g, const Map& map, cudaStream_t stream) {
+    const bool transposed = is_transposed(a);
+    const bool vectors = !transposed && in_vectors<T>(a.channels, {a.x, a.blocks});
+    const int64_t of_pixel = a.channels / (vectors ? eqc::Vector16<T>::width : 1);
+    const Gather<T> p{g,
+                      map,
+                      static_cast<const T*>(a.x),
+                      static_cast<T*>(a.blocks),
+                      a.rows * g.window() * of_pixel,
+                      Divider(g.window() * of_pixel),
+                      Divider(transposed ? a.window_width : a.window_width * of_pixel),
+                      Divider(of_pixel)};
+    const dim3 grid = eqc::grid_for(ceil_div(p.vectors, kTile));
+    if (transposed) {
+        const Side side(g.window(), a.channels);
+        EQC_LAUNCH_CHECKED(status, (gather_transposed<T, kOwned>),
+                           eqc::grid_for(a.rows * side.pixel_tiles * side.channel_tiles), dim3(kTileThreads), 0, stream,
+                           p, side);
+    } else if (vectors) {
+        EQC_LAUNCH_CHECKED(status, (gather<T, typename eqc::Vector16<T>::type, kOwned>), grid, dim3(kTileThreads), 0,
+                           stream, p);
+    } else {
+        EQC_LAUNCH_CHECKED(status, (gather<T, T, kOwned>), grid, dim3(kTileThreads), 0, stream, p);
+    }
+}
+
 template <class T>
 size_t block_gather_workspace(const eqc_blocks& a) {
     if (check(a) != EQC_OK || (a.flags & EQC_BS_OWNED) == 0) {
@@ -650,30 +677,10 @@ int block_gather(const eqc_blocks& a, void* workspace, cudaStream_t stream) {
         clear_map(status, map, stream);
         make_map(status, g, map, stream);
     }
-    const bool transposed = (a.flags & EQC_BS_TRANSPOSE) != 0 && a.channels > 1 && g.window() > 1;
-    const int64_t width = !transposed && in_vectors<T>(a.channels, {a.x, a.blocks}) ? eqc::Vector16<T>::width : 1;
-    const int64_t of_pixel = a.channels / width;
-    const int64_t of_line = transposed ? a.window_width : a.window_width * of_pixel;
-    const Gather<T> p{g,
-                      map,
-                      static_cast<const T*>(a.x),
-                      static_cast<T*>(a.blocks),
-                      a.rows * g.window() * of_pixel,
-                      Divider(g.window() * of_pixel),
-                      Divider(of_line),
-                      Divider(of_pixel),
-                      owned};
-    const dim3 grid = eqc::grid_for(ceil_div(p.vectors, kTile));
-    if (transposed) {
-        const Side side(g.window(), a.channels);
-        EQC_LAUNCH_CHECKED(status, (gather_transposed<T>),
-                           eqc::grid_for(a.rows * side.pixel_tiles * side.channel_tiles), dim3(kTileThreads), 0, stream,
-                           p, side);
-    } else if (width > 1) {
-        EQC_LAUNCH_CHECKED(status, (gather<T, typename eqc::Vector16<T>::type>), grid, dim3(kTileThreads), 0, stream,
-                           p);
+    if (owned) {
+        launch_gather<T, true>(status, a, g, map, stream);
     } else {
-        EQC_LAUNCH_CHECKED(status, (gather<T, T>), grid, dim3(kTileThreads), 0, stream, p);
+        launch_gather<T, false>(status, a, g, map, stream);
     }
     return status;
 }
@@ -690,7 +697,7 @@ size_t block_scatter_workspace(const eqc_blocks& a) {
 
 template <class T, bool kAdd>
 void launch_scatter(int& status, const eqc_blocks& a, const Geometry& g, const Map& map, cudaStream_t stream) {
-    const bool transposed = (a.flags & EQC_BS_TRANSPOSE) != 0 && a.channels > 1 && g.window() > 1;
+    const bool transposed = is_transposed(a);
     const bool vectors = !transposed && in_vectors<T>(a.channels, {a.blocks_in, a.base, a.y});
     const int64_t of_pixel = a.channels / (vectors ? eqc::Vector16<T>::width : 1);
     const Scatter<T> p{g,

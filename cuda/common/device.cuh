@@ -239,7 +239,7 @@ class Divider {
         return (unsigned(uint64_t(n) * factor_ >> 32) + n) >> shift_;
     }
     __device__ __forceinline__ unsigned remainder(unsigned n) const { return n - quotient(n) * divisor_; }
-    __device__ __forceinline__ unsigned divisor() const { return divisor_; }
+    __host__ __device__ __forceinline__ unsigned divisor() const { return divisor_; }
 
    private:
     unsigned divisor_;
