@@ -122,48 +122,46 @@ __global__ void __launch_bounds__(kTileThreads) map_rows(Geometry g, Map map) {
 __global__ void __launch_bounds__(kTileThreads) order_chains(Map map) {
     const auto heads = map.heads();
     const auto next = map.nexts();
-    for (int64_t cell = int64_t(blockIdx.x) * kTileThreads + threadIdx.x; cell < map.cells;
-         cell += int64_t(gridDim.x) * kTileThreads) {
-        int32_t head = heads[cell];
-        if (head < 0 || next[head] < 0) {
-            continue;
-        }
-        int merges = 2;
-        for (int64_t run = 1; merges > 1; run *= 2) {
-            int32_t left = head;
-            int32_t tail = -1;
-            merges = 0;
-            while (left >= 0) {
-                ++merges;
-                int32_t right = left;
-                int64_t lefts = 0;
-                for (; lefts < run && right >= 0; ++lefts) {
-                    right = next[right];
-                }
-                int64_t rights = run;
-                while (lefts > 0 || (rights > 0 && right >= 0)) {
-                    const bool from_right = lefts == 0 || (rights > 0 && right >= 0 && right < left);
-                    const int32_t taken = from_right ? right : left;
-                    if (from_right) {
-                        right = next[right];
-                        --rights;
-                    } else {
-                        left = next[left];
-                        --lefts;
-                    }
-                    if (tail < 0) {
-                        head = taken;
-                    } else {
-                        next[tail] = taken;
-                    }
-                    tail = taken;
-                }
-                left = right;
-            }
-            next[tail] = -1;
-        }
-        heads[cell] = head;
+    const int64_t cell = int64_t(blockIdx.x) * kTileThreads + threadIdx.x;
+    int32_t head = cell < map.cells ? int32_t(heads[cell]) : -1;
+    if (head < 0 || next[head] < 0) {
+        return;
     }
+    int merges = 2;
+    for (int64_t run = 1; merges > 1; run *= 2) {
+        int32_t left = head;
+        int32_t tail = -1;
+        merges = 0;
+        while (left >= 0) {
+            ++merges;
+            int32_t right = left;
+            int64_t lefts = 0;
+            for (; lefts < run && right >= 0; ++lefts) {
+                right = next[right];
+            }
+            int64_t rights = run;
+            while (lefts > 0 || (rights > 0 && right >= 0)) {
+                const bool from_right = lefts == 0 || (rights > 0 && right >= 0 && right < left);
+                const int32_t taken = from_right ? right : left;
+                if (from_right) {
+                    right = next[right];
+                    --rights;
+                } else {
+                    left = next[left];
+                    --lefts;
+                }
+                if (tail < 0) {
+                    head = taken;
+                } else {
+                    next[tail] = taken;
+                }
+                tail = taken;
+            }
+            left = right;
+        }
+        next[tail] = -1;
+    }
+    heads[cell] = head;
 }
 
 /* A pixel of an image, and the cells whose windows have it. */
@@ -182,8 +180,8 @@ struct Pixel {
           right(g.across.last_of(w_)) {}
     /* By flat position. */
     __device__ __forceinline__ Pixel(const Geometry& g, int64_t flat, const Divider& height, const Divider& width)
-        : Pixel(g, height.quotient(width.quotient(unsigned(flat))), int(height.remainder(width.quotient(unsigned(flat)))),
-                int(width.remainder(unsigned(flat)))) {}
+        : Pixel(g, height.quotient(width.quotient(unsigned(flat))),
+                int(height.remainder(width.quotient(unsigned(flat)))), int(width.remainder(unsigned(flat)))) {}
 };
 
 /* A row, and a position within its window. */
@@ -290,59 +288,60 @@ __global__ void __launch_bounds__(kTileThreads) gather(Gather<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
     const int64_t rows = eqc::entries(p.g.count, p.g.rows);
     const auto blocks = eqc_view(p.blocks, p.vectors * kWidth);
-    for (int64_t tile = blockIdx.x; tile * kTile < p.vectors; tile += gridDim.x) {
-        const RowStart start(tile * kTile, p.of_block);
-        int32_t triple[kAhead][3];
+    const int64_t first = int64_t(blockIdx.x) * kTile;
+    const RowStart start(first, p.of_block);
+    int32_t triple[kAhead][3];
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {  // asked for together, so that the way to them is gone once
-            const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_block);
+    for (int k = 0; k < kAhead; ++k) {  // asked for together, so that the way to them is gone once
+        const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_block);
 #pragma unroll
-            for (int part = 0; part < 3; ++part) {
-                triple[k][part] = at.row < rows ? p.g.index[3 * at.row + part] : -1;
-            }
+        for (int part = 0; part < 3; ++part) {
+            triple[k][part] = at.row < rows ? p.g.index[3 * at.row + part] : -1;
         }
-        V found[kAhead] = {};
+    }
+    V found[kAhead] = {};
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-            const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_block);
-            const int64_t image = triple[k][0];
-            const unsigned line = p.of_line.quotient(at.item);
-            const unsigned in_line = at.item - line * p.of_line.divisor();
-            const int64_t h = p.g.down.begin(triple[k][1]) + line;
-            const int64_t left = p.g.across.begin(triple[k][2]);
-            const int64_t per_pixel = p.of_pixel.divisor();
-            const bool meets = image >= 0 && image < p.g.images && h >= 0 && h < p.g.down.extent &&
-                               left > -p.g.across.window && left < p.g.across.extent;
-            const int64_t in_image = (meets ? left : 0) * per_pixel + in_line;
-            if (meets && in_image >= 0 && in_image < p.g.across.extent * per_pixel &&
-                is_owned<kOwned>(p, at.row, image, h, left + p.of_pixel.quotient(in_line))) {
-                const int64_t from = (image * p.g.down.extent + h) * p.g.across.extent * per_pixel + in_image;
-                found[k] = eqc_load_vector<V>(p.x + from * kWidth);
-            }
+    for (int k = 0; k < kAhead; ++k) {
+        const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_block);
+        const int64_t image = triple[k][0];
+        const unsigned line = p.of_line.quotient(at.item);
+        const unsigned in_line = at.item - line * p.of_line.divisor();
+        const int64_t h = p.g.down.begin(triple[k][1]) + line;
+        const int64_t left = p.g.across.begin(triple[k][2]);
+        const int64_t per_pixel = p.of_pixel.divisor();
+        const bool meets = image >= 0 && image < p.g.images && h >= 0 && h < p.g.down.extent &&
+                           left > -p.g.across.window && left < p.g.across.extent;
+        const int64_t in_image = (meets ? left : 0) * per_pixel + in_line;
+        if (meets && in_image >= 0 && in_image < p.g.across.extent * per_pixel &&
+            is_owned<kOwned>(p, at.row, image, h, left + p.of_pixel.quotient(in_line))) {
+            const int64_t from = (image * p.g.down.extent + h) * p.g.across.extent * per_pixel + in_image;
+            found[k] = eqc_load_vector<V>(p.x + from * kWidth);
         }
+    }
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-            const int64_t vector = tile * kTile + k * kTileThreads + threadIdx.x;
-            if (vector < p.vectors) {
-                eqc_store_vector<V>(blocks + vector * kWidth, found[k]);
-            }
+    for (int k = 0; k < kAhead; ++k) {
+        const int64_t vector = first + k * kTileThreads + threadIdx.x;
+        if (vector < p.vectors) {
+            eqc_store_vector<V>(blocks + vector * kWidth, found[k]);
         }
     }
 }
 
-/* How a block of threads takes a tile of kSide pixels and up to kSide channels, once with the channels and once with the
- * pixels next to each other. */
+/* How a block of threads takes a tile of kSide pixels and up to kSide channels, once with the channels next to each
+ * other and once with the pixels. */
 struct Side {
-    int pixels;        // of a window, or of all images
+    int pixels;       // of a window, or of all images
     int pixel_tiles;
     int channel_tiles;
-    Divider of_tile;   // channels
+    Divider of_tile;  // channels
 
     Side(int64_t pixels_, int64_t channels)
         : pixels(int(pixels_)),
           pixel_tiles(int(ceil_div(pixels_, kSide))),
           channel_tiles(int(ceil_div(channels, kSide))),
           of_tile(channels < kSide ? channels : kSide) {}
+
+    __host__ __device__ __forceinline__ int64_t tiles() const { return int64_t(pixel_tiles) * channel_tiles; }
 };
 
 /* Blocks as [rows, C, h, w]. */
@@ -354,39 +353,34 @@ __global__ void __launch_bounds__(kTileThreads) gather_transposed(Gather<T> p, S
     const int channels = p.g.channels;
     const int of_tile = int(side.of_tile.divisor());
     const auto blocks = eqc_view(p.blocks, p.g.rows * channels * side.pixels);
-    const int64_t tiles = int64_t(side.pixel_tiles) * side.channel_tiles;
-    for (int64_t unit = blockIdx.x; unit < p.g.rows * tiles; unit += gridDim.x) {
-        const int64_t row = unit / tiles;
-        const int of_row = int(unit - row * tiles);
-        const int position0 = of_row / side.channel_tiles * kSide;
-        const int channel0 = of_row % side.channel_tiles * kSide;
-        if (row < rows) {
-            const int64_t image = p.g.index[3 * row];
-            const int64_t top = p.g.down.begin(p.g.index[3 * row + 1]);
-            const int64_t left = p.g.across.begin(p.g.index[3 * row + 2]);
-            for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
-                const int pixel = int(side.of_tile.quotient(unsigned(at)));
-                const int channel = at - pixel * of_tile;
-                const unsigned line = p.of_line.quotient(unsigned(position0 + pixel));
-                const int64_t h = top + line;
-                const int64_t w = left + (position0 + pixel - line * p.of_line.divisor());
-                const bool inside = position0 + pixel < side.pixels && channel0 + channel < channels && image >= 0 &&
-                                    image < p.g.images && h >= 0 && h < p.g.down.extent && w >= 0 &&
-                                    w < p.g.across.extent && is_owned<kOwned>(p, row, image, h, w);
-                tile[pixel * kPitch + channel] =
-                    inside ? p.x[((image * p.g.down.extent + h) * p.g.across.extent + w) * channels + channel0 + channel]
-                           : T(0);
-            }
+    const int64_t row = blockIdx.x / side.tiles();
+    const int of_row = int(blockIdx.x - row * side.tiles());
+    const int position0 = of_row / side.channel_tiles * kSide;
+    const int channel0 = of_row % side.channel_tiles * kSide;
+    if (row < rows) {
+        const int64_t image = p.g.index[3 * row];
+        const int64_t top = p.g.down.begin(p.g.index[3 * row + 1]);
+        const int64_t left = p.g.across.begin(p.g.index[3 * row + 2]);
+        for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
+            const int pixel = int(side.of_tile.quotient(unsigned(at)));
+            const int channel = at - pixel * of_tile;
+            const unsigned line = p.of_line.quotient(unsigned(position0 + pixel));
+            const int64_t h = top + line;
+            const int64_t w = left + (position0 + pixel - line * p.of_line.divisor());
+            const bool inside = position0 + pixel < side.pixels && channel0 + channel < channels && image >= 0 &&
+                                image < p.g.images && h >= 0 && h < p.g.down.extent && w >= 0 &&
+                                w < p.g.across.extent && is_owned<kOwned>(p, row, image, h, w);
+            const int64_t flat = (image * p.g.down.extent + h) * p.g.across.extent + w;
+            tile[pixel * kPitch + channel] = inside ? p.x[flat * channels + channel0 + channel] : T(0);
         }
-        __syncthreads();
-        for (int channel = int(threadIdx.x) / 32; channel < of_tile && channel0 + channel < channels;
-             channel += eqc::kTileWarps) {
-            if (position0 + lane < side.pixels) {
-                blocks[(row * channels + channel0 + channel) * side.pixels + position0 + lane] =
-                    row < rows ? T(tile[lane * kPitch + channel]) : T(0);
-            }
+    }
+    __syncthreads();
+    for (int channel = int(threadIdx.x) / 32; channel < of_tile && channel0 + channel < channels;
+         channel += eqc::kTileWarps) {
+        if (position0 + lane < side.pixels) {
+            blocks[(row * channels + channel0 + channel) * side.pixels + position0 + lane] =
+                row < rows ? T(tile[lane * kPitch + channel]) : T(0);
         }
-        __syncthreads();
     }
 }
 
@@ -425,46 +419,44 @@ __global__ void __launch_bounds__(kTileThreads) scatter(Scatter<T> p) {
     constexpr int kEach = kVectorsOf<kAdd>;
     const auto y = eqc_view(p.y, p.vectors * kWidth);
     const int64_t window = p.g.window();
-    for (int64_t first = int64_t(blockIdx.x) * kTileThreads * kEach; first < p.vectors;
-         first += int64_t(gridDim.x) * kTileThreads * kEach) {
-        const RowStart start(first, p.of_pixel);
-        V found[kEach] = {};
-        bool changes[kEach] = {};
+    const int64_t first = int64_t(blockIdx.x) * kTileThreads * kEach;
+    const RowStart start(first, p.of_pixel);
+    V found[kEach] = {};
+    bool changes[kEach] = {};
 #pragma unroll
-        for (int k = 0; k < kEach; ++k) {
-            const int64_t vector = first + k * kTileThreads + threadIdx.x;
-            if (vector >= p.vectors) {
-                continue;
-            }
-            const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_pixel);
-            const Pixel pixel(p.g, at.row, p.height, p.width);
-            const auto element = [&](const Cover& cover) {
-                return ((cover.row * window + cover.position) * p.of_pixel.divisor() + at.item) * kWidth;
-            };
-            const T* from = p.base == nullptr ? nullptr : p.base + vector * kWidth;
-            changes[k] = !p.in_place();
-            if (!kAdd) {
-                const Cover last = owner(p.g, p.map, pixel);
-                if (last.row >= 0) {
-                    changes[k] = true;
-                    from = p.blocks == nullptr ? nullptr : p.blocks + element(last);
-                }
-            }
-            if (from != nullptr && (kAdd || changes[k])) {
-                found[k] = eqc_load_vector<V>(from);
-            }
-            if (kAdd) {
-                for_covers(p.g, p.map, pixel, [&](const Cover& cover) {
-                    changes[k] = true;
-                    add_to(found[k], p.blocks == nullptr ? V{} : eqc_load_vector<V>(p.blocks + element(cover)));
-                });
+    for (int k = 0; k < kEach; ++k) {
+        const int64_t vector = first + k * kTileThreads + threadIdx.x;
+        if (vector >= p.vectors) {
+            continue;
+        }
+        const RowStart at = start.after(unsigned(k * kTileThreads + threadIdx.x), p.of_pixel);
+        const Pixel pixel(p.g, at.row, p.height, p.width);
+        const auto element = [&](const Cover& cover) {
+            return ((cover.row * window + cover.position) * p.of_pixel.divisor() + at.item) * kWidth;
+        };
+        const T* from = p.base == nullptr ? nullptr : p.base + vector * kWidth;
+        changes[k] = !p.in_place();
+        if (!kAdd) {
+            const Cover last = owner(p.g, p.map, pixel);
+            if (last.row >= 0) {
+                changes[k] = true;
+                from = p.blocks == nullptr ? nullptr : p.blocks + element(last);
             }
         }
+        if (from != nullptr && (kAdd || changes[k])) {
+            found[k] = eqc_load_vector<V>(from);
+        }
+        if (kAdd) {
+            for_covers(p.g, p.map, pixel, [&](const Cover& cover) {
+                changes[k] = true;
+                add_to(found[k], p.blocks == nullptr ? V{} : eqc_load_vector<V>(p.blocks + element(cover)));
+            });
+        }
+    }
 #pragma unroll
-        for (int k = 0; k < kEach; ++k) {
-            if (changes[k]) {
-                eqc_store_vector<V>(y + (first + k * kTileThreads + threadIdx.x) * kWidth, found[k]);
-            }
+    for (int k = 0; k < kEach; ++k) {
+        if (changes[k]) {
+            eqc_store_vector<V>(y + (first + k * kTileThreads + threadIdx.x) * kWidth, found[k]);
         }
     }
 }
@@ -481,70 +473,67 @@ __global__ void __launch_bounds__(kTileThreads) scatter_transposed(Scatter<T> p,
     const int of_tile = int(side.of_tile.divisor());
     const auto y = eqc_view(p.y, p.vectors);
     const int64_t window = p.g.window();
-    for (int64_t unit = blockIdx.x; unit < int64_t(side.pixel_tiles) * side.channel_tiles; unit += gridDim.x) {
-        const int64_t pixel0 = unit / side.channel_tiles * kSide;
-        const int channel0 = int(unit % side.channel_tiles) * kSide;
-        const int here = channels - channel0 < of_tile ? channels - channel0 : of_tile;
-        const bool there = pixel0 + lane < side.pixels;
-        T found[kShare] = {};
-        if (p.base != nullptr) {
-            for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
-                const int pixel = int(side.of_tile.quotient(unsigned(at)));
-                const int channel = at - pixel * of_tile;
-                const bool real = pixel0 + pixel < side.pixels && channel < here;
-                tile[pixel * kPitch + channel] =
-                    real ? p.base[(pixel0 + pixel) * channels + channel0 + channel] : T(0);
-            }
-            __syncthreads();
-#pragma unroll
-            for (int k = 0; k < kShare; ++k) {
-                const int channel = warp + k * eqc::kTileWarps;
-                found[k] = channel < here ? T(tile[lane * kPitch + channel]) : T(0);
-            }
-        }
-        bool any = false;
-        const auto take = [&](const Cover& cover) {
-            any = true;
-#pragma unroll
-            for (int k = 0; k < kShare; ++k) {
-                const int channel = warp + k * eqc::kTileWarps;
-                const T value =
-                    p.blocks == nullptr || channel >= here
-                        ? T(0)
-                        : p.blocks[(cover.row * int64_t(channels) + channel0 + channel) * window + cover.position];
-                found[k] = kAdd ? found[k] + value : value;
-            }
-        };
-        if (there) {
-            const Pixel pixel(p.g, pixel0 + lane, p.height, p.width);
-            if (kAdd) {
-                for_covers(p.g, p.map, pixel, take);
-            } else {
-                const Cover last = owner(p.g, p.map, pixel);
-                if (last.row >= 0) {
-                    take(last);
-                }
-            }
-        }
-        if (warp == 0) {
-            covered[lane] = any ? 1 : 0;
-        }
-#pragma unroll
-        for (int k = 0; k < kShare; ++k) {
-            const int channel = warp + k * eqc::kTileWarps;
-            if (channel < here) {
-                tile[lane * kPitch + channel] = found[k];
-            }
-        }
-        __syncthreads();
+    const int64_t pixel0 = int64_t(blockIdx.x) / side.channel_tiles * kSide;
+    const int channel0 = int(int64_t(blockIdx.x) % side.channel_tiles) * kSide;
+    const int here = channels - channel0 < of_tile ? channels - channel0 : of_tile;
+    const bool there = pixel0 + lane < side.pixels;
+    T found[kShare] = {};
+    if (p.base != nullptr) {
         for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
             const int pixel = int(side.of_tile.quotient(unsigned(at)));
             const int channel = at - pixel * of_tile;
-            if (pixel0 + pixel < side.pixels && channel < here && (!p.in_place() || covered[pixel] != 0)) {
-                y[(pixel0 + pixel) * channels + channel0 + channel] = tile[pixel * kPitch + channel];
-            }
+            const bool real = pixel0 + pixel < side.pixels && channel < here;
+            tile[pixel * kPitch + channel] =
+                real ? p.base[(pixel0 + pixel) * channels + channel0 + channel] : T(0);
         }
         __syncthreads();
+#pragma unroll
+        for (int k = 0; k < kShare; ++k) {
+            const int channel = warp + k * eqc::kTileWarps;
+            found[k] = channel < here ? T(tile[lane * kPitch + channel]) : T(0);
+        }
+    }
+    bool any = false;
+    const auto take = [&](const Cover& cover) {
+        any = true;
+#pragma unroll
+        for (int k = 0; k < kShare; ++k) {
+            const int channel = warp + k * eqc::kTileWarps;
+            const T value =
+                p.blocks == nullptr || channel >= here
+                    ? T(0)
+                    : p.blocks[(cover.row * int64_t(channels) + channel0 + channel) * window + cover.position];
+            found[k] = kAdd ? found[k] + value : value;
+        }
+    };
+    if (there) {
+        const Pixel pixel(p.g, pixel0 + lane, p.height, p.width);
+        if (kAdd) {
+            for_covers(p.g, p.map, pixel, take);
+        } else {
+            const Cover last = owner(p.g, p.map, pixel);
+            if (last.row >= 0) {
+                take(last);
+            }
+        }
+    }
+    if (warp == 0) {
+        covered[lane] = any ? 1 : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kShare; ++k) {
+        const int channel = warp + k * eqc::kTileWarps;
+        if (channel < here) {
+            tile[lane * kPitch + channel] = found[k];
+        }
+    }
+    __syncthreads();
+    for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
+        const int pixel = int(side.of_tile.quotient(unsigned(at)));
+        const int channel = at - pixel * of_tile;
+        if (pixel0 + pixel < side.pixels && channel < here && (!p.in_place() || covered[pixel] != 0)) {
+            y[(pixel0 + pixel) * channels + channel0 + channel] = tile[pixel * kPitch + channel];
+        }
     }
 }
 
@@ -591,6 +580,15 @@ int check(const eqc_blocks& a) {
         eqc::product({a.window_height, a.window_width, a.channels}, INT32_MAX - kTile) < 0) {
         return EQC_UNSUPPORTED;
     }
+    const Geometry g(a);
+    const int64_t most = eqc::kLargestGrid * kTileThreads;
+    if (eqc::product({a.images, g.down.cells, g.across.cells}, most) < 0 ||
+        eqc::product({a.images, a.height, a.width, a.channels}, most) < 0 ||
+        eqc::product({a.rows, a.window_height, a.window_width, a.channels}, most) < 0 ||
+        eqc::product({Side(g.pixels(), a.channels).tiles()}, eqc::kLargestGrid) < 0 ||
+        eqc::product({a.rows, Side(g.window(), a.channels).tiles()}, eqc::kLargestGrid) < 0) {
+        return EQC_UNSUPPORTED;
+    }
     return a.rows > 0 && a.index == nullptr ? EQC_BAD_ARGUMENT : EQC_OK;
 }
 
@@ -605,11 +603,11 @@ bool in_vectors(int64_t channels, std::initializer_list<const void*> pointers) {
 
 void make_map(int& status, const Geometry& g, const Map& map, cudaStream_t stream) {
     if (g.rows > 0) {
-        EQC_LAUNCH_CHECKED(status, map_rows, eqc::grid_for(ceil_div(g.rows, kTileThreads)), dim3(kTileThreads), 0,
+        EQC_LAUNCH_CHECKED(status, map_rows, eqc::grid_for(g.rows, kTileThreads), dim3(kTileThreads), 0,
                            stream, g, map);
     }
     if (g.rows > 0 && map.next != nullptr && map.cells > 0) {
-        EQC_LAUNCH_CHECKED(status, order_chains, eqc::grid_for(ceil_div(map.cells, kTileThreads)), dim3(kTileThreads),
+        EQC_LAUNCH_CHECKED(status, order_chains, eqc::grid_for(map.cells, kTileThreads), dim3(kTileThreads),
                            0, stream, map);
     }
 }
@@ -635,12 +633,11 @@ void launch_gather(int& status, const eqc_blocks& a, const Geometry& g, const Ma
                       Divider(g.window() * of_pixel),
                       Divider(transposed ? a.window_width : a.window_width * of_pixel),
                       Divider(of_pixel)};
-    const dim3 grid = eqc::grid_for(ceil_div(p.vectors, kTile));
+    const dim3 grid = eqc::grid_for(p.vectors, kTile);
     if (transposed) {
         const Side side(g.window(), a.channels);
         EQC_LAUNCH_CHECKED(status, (gather_transposed<T, kOwned>),
-                           eqc::grid_for(a.rows * side.pixel_tiles * side.channel_tiles), dim3(kTileThreads), 0, stream,
-                           p, side);
+                           eqc::grid_for(a.rows * side.tiles(), 1), dim3(kTileThreads), 0, stream, p, side);
     } else if (vectors) {
         EQC_LAUNCH_CHECKED(status, (gather<T, typename eqc::Vector16<T>::type, kOwned>), grid, dim3(kTileThreads), 0,
                            stream, p);
@@ -667,7 +664,8 @@ int block_gather(const eqc_blocks& a, void* workspace, cudaStream_t stream) {
     }
     const Geometry g(a);
     const bool owned = (a.flags & EQC_BS_OWNED) != 0;
-    if (a.blocks == nullptr || (g.pixels() > 0 && a.x == nullptr) || (workspace == nullptr && block_gather_workspace<T>(a) > 0)) {
+    if (a.blocks == nullptr || (g.pixels() > 0 && a.x == nullptr) ||
+        (workspace == nullptr && block_gather_workspace<T>(a) > 0)) {
         return EQC_BAD_ARGUMENT;
     }
     Map map;
@@ -709,12 +707,11 @@ void launch_scatter(int& status, const eqc_blocks& a, const Geometry& g, const M
                        Divider(of_pixel),
                        Divider(a.height),
                        Divider(a.width)};
-    const dim3 grid = eqc::grid_for(ceil_div(p.vectors, kTileThreads * kVectorsOf<kAdd>));
+    const dim3 grid = eqc::grid_for(p.vectors, kTileThreads * kVectorsOf<kAdd>);
     if (transposed) {
         const Side side(g.pixels(), a.channels);
         EQC_LAUNCH_CHECKED(status, (scatter_transposed<T, kAdd>),
-                           eqc::grid_for(int64_t(side.pixel_tiles) * side.channel_tiles), dim3(kTileThreads), 0, stream,
-                           p, side);
+                           eqc::grid_for(side.tiles(), 1), dim3(kTileThreads), 0, stream, p, side);
     } else if (vectors) {
         EQC_LAUNCH_CHECKED(status, (scatter<T, typename eqc::Vector16<T>::type, kAdd>), grid, dim3(kTileThreads), 0,
                            stream, p);

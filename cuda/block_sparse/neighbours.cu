@@ -143,7 +143,7 @@ struct Convolution {
     }
 };
 
-/* ---- Open addressing ---------------------------------------------------------------------------------------------- */
+/* ---- Open addressing -------------------------------------------------------------------------------------------- */
 
 /* The least power of two with at most half of it used. */
 int64_t table_size(int64_t entries) {
@@ -193,20 +193,19 @@ struct Inputs {
 template <class Visit>
 __device__ __forceinline__ void for_outputs(const Inputs& in, const Visit& visit) {
     const int64_t pairs = eqc::entries(in.count, in.rows) * in.convolution.taps.divisor();
-    for (int64_t tile = blockIdx.x; tile * kTile < pairs; tile += gridDim.x) {
-        const RowStart start(tile * kTile, in.convolution.taps);
-        for (int k = 0; k < kPairs; ++k) {
-            const unsigned step = unsigned(k * kTileThreads + threadIdx.x);
-            if (tile * kTile + step >= pairs) {
-                break;
-            }
-            const RowStart at = start.after(step, in.convolution.taps);
-            int offset[kAxes];
-            in.convolution.offsets(at.item, offset);
-            const Key key = in.convolution.output_of(in.coords + at.row * (1 + in.convolution.axes), offset);
-            if (key != kNoKey) {
-                visit(key);
-            }
+    const int64_t first = int64_t(blockIdx.x) * kTile;
+    const RowStart start(first, in.convolution.taps);
+    for (int k = 0; k < kPairs; ++k) {
+        const unsigned step = unsigned(k * kTileThreads + threadIdx.x);
+        if (first + step >= pairs) {
+            return;
+        }
+        const RowStart at = start.after(step, in.convolution.taps);
+        int offset[kAxes];
+        in.convolution.offsets(at.item, offset);
+        const Key key = in.convolution.output_of(in.coords + at.row * (1 + in.convolution.axes), offset);
+        if (key != kNoKey) {
+            visit(key);
         }
     }
 }
@@ -290,16 +289,14 @@ __global__ void __launch_bounds__(kTileThreads) count_digits(SortPass p) {
     EQC_SHARED_ARRAY(unsigned, counts, kDigits);
     const int64_t count = p.list.count();
     const auto from = eqc_view(p.from, p.list.capacity);
-    for (int64_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-        counts[threadIdx.x] = 0;
-        __syncthreads();
-        for (int64_t at = tile * kSorted + threadIdx.x; at < (tile + 1) * kSorted && at < count; at += kTileThreads) {
-            atomicAdd(counts + p.digit(from[at]), 1u);
-        }
-        __syncthreads();
-        eqc_view(p.places, kDigits * p.tiles)[int64_t(threadIdx.x) * p.tiles + tile] = counts[threadIdx.x];
-        __syncthreads();
+    const int64_t tile = blockIdx.x;
+    counts[threadIdx.x] = 0;
+    __syncthreads();
+    for (int64_t at = tile * kSorted + threadIdx.x; at < (tile + 1) * kSorted && at < count; at += kTileThreads) {
+        atomicAdd(counts + p.digit(from[at]), 1u);
     }
+    __syncthreads();
+    eqc_view(p.places, kDigits * p.tiles)[int64_t(threadIdx.x) * p.tiles + tile] = counts[threadIdx.x];
 }
 
 /* Sums of all counts before each, in place. */
@@ -323,42 +320,44 @@ __global__ void __launch_bounds__(kTileThreads) move_keys(SortPass p) {
     const int64_t count = p.list.count();
     const auto from = eqc_view(p.from, p.list.capacity);
     const auto to = eqc_view(p.to, p.list.capacity);
-    for (int64_t tile = blockIdx.x; tile * kSorted < count; tile += gridDim.x) {
-        next[threadIdx.x] = eqc_view(p.places, kDigits * p.tiles)[int64_t(threadIdx.x) * p.tiles + tile];
-        for (int round = 0; round < kRounds; ++round) {
-            for (int w = 0; w < eqc::kTileWarps; ++w) {
-                of_warp[w * kDigits + threadIdx.x] = 0;
-            }
-            __syncthreads();
-            const int64_t at = tile * kSorted + round * kTileThreads + threadIdx.x;
-            const bool there = at < count;
-            const Key key = there ? Key(from[at]) : 0;
-            const int digit = p.digit(key);
-            unsigned same = __ballot_sync(kAllLanes, there);
-#pragma unroll
-            for (int bit = 0; bit < kDigitBits; ++bit) {
-                const bool set = (digit >> bit & 1) != 0;
-                const unsigned with = __ballot_sync(kAllLanes, set);
-                same &= set ? with : ~with;
-            }
-            const int before = __popc(same & ((1u << lane) - 1));
-            if (there && before == 0) {
-                of_warp[warp * kDigits + digit] = unsigned(__popc(same));
-            }
-            __syncthreads();
-            unsigned place = next[threadIdx.x];
-            for (int w = 0; w < eqc::kTileWarps; ++w) {
-                const unsigned here = of_warp[w * kDigits + threadIdx.x];
-                of_warp[w * kDigits + threadIdx.x] = place;
-                place += here;
-            }
-            next[threadIdx.x] = place;
-            __syncthreads();
-            if (there) {
-                to[int64_t(of_warp[warp * kDigits + digit]) + before] = key;
-            }
-            __syncthreads();
+    const int64_t tile = blockIdx.x;
+    if (tile * kSorted >= count) {
+        return;
+    }
+    next[threadIdx.x] = eqc_view(p.places, kDigits * p.tiles)[int64_t(threadIdx.x) * p.tiles + tile];
+    for (int round = 0; round < kRounds; ++round) {
+        for (int w = 0; w < eqc::kTileWarps; ++w) {
+            of_warp[w * kDigits + threadIdx.x] = 0;
         }
+        __syncthreads();
+        const int64_t at = tile * kSorted + round * kTileThreads + threadIdx.x;
+        const bool there = at < count;
+        const Key key = there ? Key(from[at]) : 0;
+        const int digit = p.digit(key);
+        unsigned same = __ballot_sync(kAllLanes, there);
+#pragma unroll
+        for (int bit = 0; bit < kDigitBits; ++bit) {
+            const bool set = (digit >> bit & 1) != 0;
+            const unsigned with = __ballot_sync(kAllLanes, set);
+            same &= set ? with : ~with;
+        }
+        const int before = __popc(same & ((1u << lane) - 1));
+        if (there && before == 0) {
+            of_warp[warp * kDigits + digit] = unsigned(__popc(same));
+        }
+        __syncthreads();
+        unsigned place = next[threadIdx.x];
+        for (int w = 0; w < eqc::kTileWarps; ++w) {
+            const unsigned here = of_warp[w * kDigits + threadIdx.x];
+            of_warp[w * kDigits + threadIdx.x] = place;
+            place += here;
+        }
+        next[threadIdx.x] = place;
+        __syncthreads();
+        if (there) {
+            to[int64_t(of_warp[warp * kDigits + digit]) + before] = key;
+        }
+        __syncthreads();
     }
 }
 
@@ -394,7 +393,8 @@ __global__ void __launch_bounds__(kTileThreads) enter_rows(Inputs in, Rows rows)
     if (key == kNoKey) {
         return;
     }
-    const int64_t slot = rows.keys == nullptr ? int64_t(key) : insert(eqc_view(rows.keys, rows.size), rows.size, key).slot;
+    const auto keys = eqc_view(rows.keys, rows.keys == nullptr ? 0 : rows.size);
+    const int64_t slot = rows.keys == nullptr ? int64_t(key) : insert(keys, rows.size, key).slot;
     if (slot >= 0) {
         eqc_view(rows.row, rows.size)[slot] = int32_t(at);
     }
@@ -430,24 +430,23 @@ __global__ void __launch_bounds__(kTileThreads) fill_table(Convolution convoluti
     const int64_t pairs = out.rows * convolution.taps.divisor();
     const int64_t count = eqc::entries(out.count, out.rows);
     const auto table = eqc_view(out.table, pairs);
-    for (int64_t tile = blockIdx.x; tile * kTile < pairs; tile += gridDim.x) {
-        const RowStart start(tile * kTile, convolution.taps);
+    const int64_t first = int64_t(blockIdx.x) * kTile;
+    const RowStart start(first, convolution.taps);
 #pragma unroll
-        for (int k = 0; k < kPairs; ++k) {
-            const unsigned step = unsigned(k * kTileThreads + threadIdx.x);
-            if (tile * kTile + step >= pairs) {
-                break;
-            }
-            const RowStart at = start.after(step, convolution.taps);
-            int32_t found = -1;
-            if (at.row < count) {
-                int offset[kAxes];
-                convolution.offsets(at.item, offset);
-                const Key key = convolution.input_of(out.coords + at.row * (1 + convolution.axes), offset);
-                found = key == kNoKey ? -1 : row_of(rows, key);
-            }
-            table[tile * kTile + step] = found;
+    for (int k = 0; k < kPairs; ++k) {
+        const unsigned step = unsigned(k * kTileThreads + threadIdx.x);
+        if (first + step >= pairs) {
+            return;
         }
+        const RowStart at = start.after(step, convolution.taps);
+        int32_t found = -1;
+        if (at.row < count) {
+            int offset[kAxes];
+            convolution.offsets(at.item, offset);
+            const Key key = convolution.input_of(out.coords + at.row * (1 + convolution.axes), offset);
+            found = key == kNoKey ? -1 : row_of(rows, key);
+        }
+        table[first + step] = found;
     }
 }
 
@@ -470,7 +469,9 @@ int check(const eqc_neighbours& a) {
         }
     }
     if (eqc::any_above(INT32_MAX, {a.batch, a.rows, a.out_rows}) || c.cells() < 0 || c.out_cells() < 0 ||
-        eqc::product({c.axis[0].kernel, c.axis[1].kernel, c.axis[2].kernel, c.axis[3].kernel}, eqc::kLargestSize) < 0) {
+        eqc::product({c.axis[0].kernel, c.axis[1].kernel, c.axis[2].kernel, c.axis[3].kernel}, eqc::kLargestSize) < 0 ||
+        eqc::product({a.rows, int64_t(c.taps.divisor())}, eqc::kLargestGrid * kTileThreads) < 0 ||
+        eqc::product({a.out_rows, int64_t(c.taps.divisor())}, eqc::kLargestGrid * kTileThreads) < 0) {
         return EQC_UNSUPPORTED;
     }
     return a.rows > 0 && a.coords == nullptr ? EQC_BAD_ARGUMENT : EQC_OK;
@@ -550,7 +551,7 @@ void outputs_by_bitmap(int& status, const Inputs& in, dim3 grid, const Outputs& 
     if (in.rows > 0 && parts.words > 0) {
         EQC_LAUNCH_CHECKED(status, mark_outputs, grid, dim3(kTileThreads), 0, stream, in, parts.bits, parts.words);
     }
-    EQC_LAUNCH_CHECKED(status, list_outputs, eqc::grid_for(parts.sums.tiles), dim3(kTileThreads), 0, stream,
+    EQC_LAUNCH_CHECKED(status, list_outputs, eqc::grid_for(parts.sums.tiles, 1), dim3(kTileThreads), 0, stream,
                        in.convolution, parts.bits, parts.words, out, parts.sums);
 }
 
@@ -566,7 +567,7 @@ void outputs_by_sorting(int& status, const Inputs& in, int64_t capacity, dim3 gr
     Key* to = parts.other;
     for (int pass = 0; pass < parts.passes && capacity > 0; ++pass) {
         const SortPass sort{parts.list, from, to, parts.places, parts.tiles, pass * kDigitBits};
-        const dim3 tiles = eqc::grid_for(parts.tiles);
+        const dim3 tiles = eqc::grid_for(parts.tiles, 1);
         EQC_LAUNCH_CHECKED(status, count_digits, tiles, dim3(kTileThreads), 0, stream, sort);
         EQC_LAUNCH_CHECKED(status, place_digits, tiles, dim3(kTileThreads), 0, stream, parts.places,
                            parts.tiles * kDigits, parts.sums[pass]);
@@ -574,7 +575,7 @@ void outputs_by_sorting(int& status, const Inputs& in, int64_t capacity, dim3 gr
         from = sort.to;
         to = const_cast<Key*>(sort.from);
     }
-    EQC_LAUNCH_CHECKED(status, write_outputs, eqc::grid_for(ceil_div(capacity < 1 ? 1 : capacity, kTileThreads)),
+    EQC_LAUNCH_CHECKED(status, write_outputs, eqc::grid_for(capacity < 1 ? 1 : capacity, kTileThreads),
                        dim3(kTileThreads), 0, stream, in.convolution, parts.list, from, out);
 }
 
@@ -589,7 +590,7 @@ int site_outputs(const eqc_neighbours& a, void* workspace, cudaStream_t stream) 
     }
     const Inputs in{Convolution(a), a.rows, a.coords, a.count};
     const Outputs out{a.out_rows, a.made_coords, a.made_count};
-    const dim3 grid = eqc::grid_for(ceil_div(a.rows * int64_t(in.convolution.taps.divisor()), kTile));
+    const dim3 grid = eqc::grid_for(a.rows * int64_t(in.convolution.taps.divisor()), kTile);
     if (by_bitmap(a, in.convolution)) {
         outputs_by_bitmap(status, in, grid, out, workspace, stream);
     } else {
@@ -641,11 +642,11 @@ int site_table(const eqc_neighbours& a, void* workspace, cudaStream_t stream) {
     const Inputs in{Convolution(a), a.rows, a.coords, a.count};
     eqc::fill_bytes(status, workspace, 0xff, parts.cleared, stream);
     if (a.rows > 0) {
-        EQC_LAUNCH_CHECKED(status, enter_rows, eqc::grid_for(ceil_div(a.rows, kTileThreads)), dim3(kTileThreads), 0,
+        EQC_LAUNCH_CHECKED(status, enter_rows, eqc::grid_for(a.rows, kTileThreads), dim3(kTileThreads), 0,
                            stream, in, parts.rows);
     }
     EQC_LAUNCH_CHECKED(status, fill_table,
-                       eqc::grid_for(ceil_div(a.out_rows * int64_t(in.convolution.taps.divisor()), kTile)),
+                       eqc::grid_for(a.out_rows * int64_t(in.convolution.taps.divisor()), kTile),
                        dim3(kTileThreads), 0, stream, in.convolution, parts.rows,
                        (Table{a.out_rows, a.out_coords, a.out_count, a.table}));
     return status;

@@ -1,6 +1,6 @@
 /* What every .cu file needs, for nvcc and for the host compiler (cuda/emulation/) alike: launching with a check, the
- * names of shared memory and of checked pointers, 16-byte loads, copies that run ahead, sums within a warp, divisions by
- * a number that the host knows, and words that blocks pass to each other.
+ * names of shared memory and of checked pointers, 16-byte loads, copies that run ahead, sums within a warp, divisions
+ * by a number that the host knows, and words that blocks pass to each other.
  */
 #ifndef EQC_DEVICE_CUH
 #define EQC_DEVICE_CUH

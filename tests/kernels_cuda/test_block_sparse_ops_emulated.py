@@ -44,9 +44,7 @@ class Windows:
 
     def fields(self) -> dict[str, int]:
         named = {"window": self.size, "stride": self.stride, "offset": self.offset}
-        return {
-            f"{name}_{axis}": pair[k] for name, pair in named.items() for k, axis in enumerate(("height", "width"))
-        }
+        return {f"{name}_{axis}": pair[k] for name, pair in named.items() for k, axis in enumerate(("height", "width"))}
 
     def inside(self, image: Pair, i: int, j: int) -> Iterator[tuple[int, int, int, int]]:
         """Positions in the window and in the image of the pixels that are in both, of window (i, j)."""
@@ -58,8 +56,8 @@ class Windows:
 
     def covering(self, image: Pair, margin: int = 0) -> Pair:
         """A grid that goes over the far edges."""
-        counts = [max(0, (n - o - 1) // s + 1) + margin for n, o, s in zip(image, self.offset, self.stride, strict=True)]
-        return counts[0], counts[1]
+        down, across = (max(0, (image[k] - self.offset[k] - 1) // self.stride[k] + 1) + margin for k in range(2))
+        return down, across
 
 
 GEOMETRIES = [
@@ -80,7 +78,7 @@ geometries = pytest.mark.parametrize("windows", GEOMETRIES, ids=lambda w: f"{w.s
 
 def active_windows(mask: np.ndarray, windows: Windows, grid: Pair, tolerance: float, average: bool) -> list[Index]:
     values = mask.astype(np.float32)
-    found = []
+    found: list[Index] = []
     for n, i, j in itertools.product(range(len(mask)), range(grid[0]), range(grid[1])):
         inside = [values[n, h, w] for _, _, h, w in windows.inside(mask.shape[1:], i, j)]
         with np.errstate(invalid="ignore"):
@@ -467,9 +465,7 @@ class Strided:
 
         made[made_count[0] :] = 0
         table = np.full((len(made), len(self.taps())), UNTOUCHED, np.int32)
-        call(
-            "site_table", "float64", **given, out_rows=len(made), out_coords=made, out_count=made_count, table=table
-        )
+        call("site_table", "float64", **given, out_rows=len(made), out_coords=made, out_count=made_count, table=table)
         assert table[: made_count[0]].tolist() == self.table(coords[:used], made[: made_count[0]])
         assert (table[made_count[0] :] == -1).all()
 
@@ -539,16 +535,16 @@ def test_outputs_beyond_the_capacity_are_left_out() -> None:
 
 # ---- bad arguments --------------------------------------------------------------------------------------------------
 
-#: Good arguments of every operation; each of `NEEDED` and each of `SIZES` is one that can be wrong.
+#: Good arguments of every operation.
 MASK = {
-    **{name: 2 for name in ("images", "height", "width", "grid_height", "grid_width")},
+    **dict.fromkeys(("images", "height", "width", "grid_height", "grid_width"), 2),
     **Windows((1, 1), (1, 1)).fields(),
     "mask": np.ones((2, 2, 2), np.float32),
     "index": np.zeros((8, 3), np.int32),
     "count": np.zeros(1, np.int32),
 }
 BLOCKS = {
-    **{name: 2 for name in ("images", "height", "width", "channels", "rows")},
+    **dict.fromkeys(("images", "height", "width", "channels", "rows"), 2),
     **Windows((1, 1), (1, 1)).fields(),
     "index": np.zeros((2, 3), np.int32),
     "x": np.ones((2, 2, 2, 2), np.float32),
@@ -567,6 +563,7 @@ SITES = {
     "made_count": np.zeros(1, np.int32),
     "table": np.zeros((1, 1), np.int32),
 }
+#: Operation, good arguments, arrays that it needs, sizes that cannot be below 0.
 OPERATIONS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("mask_blocks", MASK, ["mask", "index", "count"], ["images", "grid_width"]),
     ("mask_pixels", MASK, ["mask", "index", "count"], ["height", "grid_height"]),
