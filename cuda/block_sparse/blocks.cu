@@ -213,6 +213,18 @@ __device__ __forceinline__ Cover owner(const Geometry& g, const Map& map, const 
     return cover_at(g, p, best, best_i, best_j);
 }
 
+__device__ __forceinline__ bool is_covered(const Geometry& g, const Map& map, const Pixel& p) {
+    const auto heads = map.heads();
+    for (int i = p.top; i <= p.bottom; ++i) {
+        for (int j = p.left; j <= p.right; ++j) {
+            if (heads[p.corner + int64_t(i) * g.across.cells + j] >= 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 /* Calls visit(cover) for every row that covers a pixel, in ascending order, by chains in ascending order. Lists in
  * raster order need the cells one after the other; else each row is looked for among them. */
 template <class Visit>
@@ -436,21 +448,31 @@ __global__ void __launch_bounds__(kTileThreads) scatter(Scatter<T> p) {
         };
         const T* from = p.base == nullptr ? nullptr : p.base + vector * kWidth;
         changes[k] = !p.in_place();
-        if (!kAdd) {
+        if (kAdd) {
+            bool begun = false;
+            const auto begin = [&] {
+                if (!begun && from != nullptr) {
+                    found[k] = eqc_load_vector<V>(from);
+                }
+                begun = true;
+            };
+            for_covers(p.g, p.map, pixel, [&](const Cover& cover) {
+                begin();
+                changes[k] = true;
+                add_to(found[k], p.blocks == nullptr ? V{} : eqc_load_vector<V>(p.blocks + element(cover)));
+            });
+            if (changes[k]) {
+                begin();
+            }
+        } else {
             const Cover last = owner(p.g, p.map, pixel);
             if (last.row >= 0) {
                 changes[k] = true;
                 from = p.blocks == nullptr ? nullptr : p.blocks + element(last);
             }
-        }
-        if (from != nullptr && (kAdd || changes[k])) {
-            found[k] = eqc_load_vector<V>(from);
-        }
-        if (kAdd) {
-            for_covers(p.g, p.map, pixel, [&](const Cover& cover) {
-                changes[k] = true;
-                add_to(found[k], p.blocks == nullptr ? V{} : eqc_load_vector<V>(p.blocks + element(cover)));
-            });
+            if (from != nullptr && changes[k]) {
+                found[k] = eqc_load_vector<V>(from);
+            }
         }
     }
 #pragma unroll
@@ -477,14 +499,21 @@ __global__ void __launch_bounds__(kTileThreads) scatter_transposed(Scatter<T> p,
     const int channel0 = int(int64_t(blockIdx.x) % side.channel_tiles) * kSide;
     const int here = channels - channel0 < of_tile ? channels - channel0 : of_tile;
     const bool there = pixel0 + lane < side.pixels;
+    const Pixel pixel(p.g, there ? pixel0 + lane : pixel0, p.height, p.width);
+    const bool changes = there && is_covered(p.g, p.map, pixel);
+    if (warp == 0) {
+        covered[lane] = changes ? 1 : 0;
+    }
+    if (__syncthreads_or(changes || !p.in_place()) == 0) {
+        return;
+    }
     T found[kShare] = {};
-    if (p.base != nullptr) {
+    if (p.base != nullptr && (kAdd || !p.in_place())) {
         for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
-            const int pixel = int(side.of_tile.quotient(unsigned(at)));
-            const int channel = at - pixel * of_tile;
-            const bool real = pixel0 + pixel < side.pixels && channel < here;
-            tile[pixel * kPitch + channel] =
-                real ? p.base[(pixel0 + pixel) * channels + channel0 + channel] : T(0);
+            const int row = int(side.of_tile.quotient(unsigned(at)));
+            const int channel = at - row * of_tile;
+            const bool real = pixel0 + row < side.pixels && channel < here;
+            tile[row * kPitch + channel] = real ? p.base[(pixel0 + row) * channels + channel0 + channel] : T(0);
         }
         __syncthreads();
 #pragma unroll
@@ -493,32 +522,20 @@ __global__ void __launch_bounds__(kTileThreads) scatter_transposed(Scatter<T> p,
             found[k] = channel < here ? T(tile[lane * kPitch + channel]) : T(0);
         }
     }
-    bool any = false;
     const auto take = [&](const Cover& cover) {
-        any = true;
 #pragma unroll
         for (int k = 0; k < kShare; ++k) {
             const int channel = warp + k * eqc::kTileWarps;
-            const T value =
-                p.blocks == nullptr || channel >= here
-                    ? T(0)
-                    : p.blocks[(cover.row * int64_t(channels) + channel0 + channel) * window + cover.position];
+            const bool real = p.blocks != nullptr && channel < here;
+            const int64_t plane = cover.row * int64_t(channels) + channel0 + channel;
+            const T value = real ? p.blocks[plane * window + cover.position] : T(0);
             found[k] = kAdd ? found[k] + value : value;
         }
     };
-    if (there) {
-        const Pixel pixel(p.g, pixel0 + lane, p.height, p.width);
-        if (kAdd) {
-            for_covers(p.g, p.map, pixel, take);
-        } else {
-            const Cover last = owner(p.g, p.map, pixel);
-            if (last.row >= 0) {
-                take(last);
-            }
-        }
-    }
-    if (warp == 0) {
-        covered[lane] = any ? 1 : 0;
+    if (changes && kAdd) {
+        for_covers(p.g, p.map, pixel, take);
+    } else if (changes) {
+        take(owner(p.g, p.map, pixel));
     }
 #pragma unroll
     for (int k = 0; k < kShare; ++k) {
@@ -529,10 +546,10 @@ __global__ void __launch_bounds__(kTileThreads) scatter_transposed(Scatter<T> p,
     }
     __syncthreads();
     for (int at = int(threadIdx.x); at < kSide * of_tile; at += kTileThreads) {
-        const int pixel = int(side.of_tile.quotient(unsigned(at)));
-        const int channel = at - pixel * of_tile;
-        if (pixel0 + pixel < side.pixels && channel < here && (!p.in_place() || covered[pixel] != 0)) {
-            y[(pixel0 + pixel) * channels + channel0 + channel] = tile[pixel * kPitch + channel];
+        const int row = int(side.of_tile.quotient(unsigned(at)));
+        const int channel = at - row * of_tile;
+        if (pixel0 + row < side.pixels && channel < here && (!p.in_place() || covered[row] != 0)) {
+            y[(pixel0 + row) * channels + channel0 + channel] = tile[row * kPitch + channel];
         }
     }
 }
@@ -547,7 +564,7 @@ __global__ void __launch_bounds__(kTileThreads) covered_pixels(Geometry g, Map m
     unsigned covered = 0;
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-        if (begin + k < pixels && owner(g, map, Pixel(g, begin + k, height, width)).row >= 0) {
+        if (begin + k < pixels && is_covered(g, map, Pixel(g, begin + k, height, width))) {
             covered |= 1u << k;
         }
     }

@@ -57,7 +57,8 @@ struct Convolution {
         for (int d = axes; d < kAxes; ++d) {
             axis[d] = Axis();
         }
-        taps = Divider(axis[0].kernel * axis[1].kernel * axis[2].kernel * axis[3].kernel);
+        taps = Divider(
+            eqc::product({axis[0].kernel, axis[1].kernel, axis[2].kernel, axis[3].kernel}, eqc::kLargestSize));
     }
 
     int64_t cells() const {
