@@ -71,13 +71,15 @@ inline void fill_bytes(int& status, void* to, int byte, size_t bytes, cudaStream
 
 /* The public functions of an operation, from function_workspace<T>(arguments) and function<T>(arguments, workspace,
  * stream). */
-#define EQC_DEFINE_TYPED(symbol, arguments, function, T)                                                       \
-    EQC_API size_t symbol##_workspace(const arguments* a) { return a == nullptr ? 0 : function##_workspace<T>(*a); } \
-    EQC_API int symbol(const arguments* a, void* workspace, void* stream) {                                    \
+#define EQC_DEFINE_TYPED(symbol, arguments, function, T)                                                        \
+    EQC_API size_t symbol##_workspace(const arguments* a) {                                                     \
+        return a == nullptr ? 0 : function##_workspace<T>(*a);                                                  \
+    }                                                                                                           \
+    EQC_API int symbol(const arguments* a, void* workspace, void* stream) {                                     \
         return a == nullptr ? EQC_BAD_ARGUMENT : function<T>(*a, workspace, static_cast<cudaStream_t>(stream)); \
     }
-#define EQC_DEFINE(operation, arguments, function)                          \
-    EQC_DEFINE_TYPED(eqc_##operation##_f32, arguments, function, float)     \
+#define EQC_DEFINE(operation, arguments, function)                      \
+    EQC_DEFINE_TYPED(eqc_##operation##_f32, arguments, function, float) \
     EQC_DEFINE_TYPED(eqc_##operation##_f64, arguments, function, double)
 
 #endif

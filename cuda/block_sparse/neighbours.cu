@@ -217,6 +217,7 @@ __global__ void __launch_bounds__(kTileThreads) mark_outputs(Inputs in, unsigned
     for_outputs(in, [&](Key key) { atomicAnd(marked + int64_t(key / 32), ~(1u << (key % 32))); });
 }
 
+/* Where the list goes; with more outputs than it has room for it is empty. */
 struct Outputs {
     int64_t capacity;
     int32_t* coords;  // [capacity, 1 + axes]
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kTileThreads) list_outputs(Convolution convolu
         convolution.write_output(coords + to * (1 + convolution.axes), Key(at) * 32 + Key(bit));
     }
     if (tile == sums.tiles - 1 && threadIdx.x == 0) {
-        *out.count = int32_t(placed.until < out.capacity ? placed.until : out.capacity);
+        *out.count = placed.until <= out.capacity ? int32_t(placed.until) : 0;
     }
 }
 
@@ -251,7 +252,7 @@ struct KeyList {
 
     __device__ __forceinline__ int64_t count() const {
         const int64_t all = int64_t(*found + 1);
-        return all < capacity ? all : capacity;
+        return all <= capacity ? all : 0;
     }
 };
 
