@@ -79,54 +79,41 @@ struct Convolution {
         }
     }
 
-    /* The key of the output for which the input `coordinate` is at the tap; kNoKey: there is none. */
-    __device__ __forceinline__ Key output_of(const int32_t* coordinate, const int (&offset)[kAxes]) const {
-        const int64_t image = coordinate[0];
+    /* The key of the place that is at position(d) on axis d, where that is within `extent`; else kNoKey. */
+    template <class Position>
+    __device__ __forceinline__ Key key_at(int64_t image, int64_t Axis::* extent, const Position& position) const {
         Key key = Key(image);
         bool there = image >= 0 && image < batch;
 #pragma unroll
         for (int d = 0; d < kAxes; ++d) {
             if (d < axes) {
-                const Axis& a = axis[d];
-                const int64_t from = coordinate[1 + d] + a.pad - offset[d] * a.dilation;
-                const int64_t t = stride[d].quotient(unsigned(from));
-                there = there && from >= 0 && from <= INT32_MAX && t * a.stride == from && t < a.out_extent;
-                key = key * Key(a.out_extent) + Key(t);
+                const int64_t at = position(d);
+                there = there && at >= 0 && at < axis[d].*extent;
+                key = key * Key(axis[d].*extent) + Key(at);
             }
         }
         return there ? key : kNoKey;
+    }
+
+    /* The key of the output for which the input `coordinate` is at the tap; kNoKey: there is none. */
+    __device__ __forceinline__ Key output_of(const int32_t* coordinate, const int (&offset)[kAxes]) const {
+        return key_at(coordinate[0], &Axis::out_extent, [&](int d) -> int64_t {
+            const int64_t from = coordinate[1 + d] + axis[d].pad - offset[d] * axis[d].dilation;
+            const int64_t at = stride[d].quotient(unsigned(from));
+            return from >= 0 && from <= INT32_MAX && at * axis[d].stride == from ? at : -1;
+        });
     }
 
     /* The key of the input that the output `coordinate` has at the tap, likewise. */
     __device__ __forceinline__ Key input_of(const int32_t* coordinate, const int (&offset)[kAxes]) const {
-        const int64_t image = coordinate[0];
-        Key key = Key(image);
-        bool there = image >= 0 && image < batch;
-#pragma unroll
-        for (int d = 0; d < kAxes; ++d) {
-            if (d < axes) {
-                const Axis& a = axis[d];
-                const int64_t at = coordinate[1 + d] * a.stride - a.pad + offset[d] * a.dilation;
-                there = there && at >= 0 && at < a.extent;
-                key = key * Key(a.extent) + Key(at);
-            }
-        }
-        return there ? key : kNoKey;
+        return key_at(coordinate[0], &Axis::extent, [&](int d) -> int64_t {
+            return coordinate[1 + d] * axis[d].stride - axis[d].pad + offset[d] * axis[d].dilation;
+        });
     }
 
     /* The key of an input itself. */
     __device__ __forceinline__ Key key_of(const int32_t* coordinate) const {
-        const int64_t image = coordinate[0];
-        Key key = Key(image);
-        bool there = image >= 0 && image < batch;
-#pragma unroll
-        for (int d = 0; d < kAxes; ++d) {
-            if (d < axes) {
-                there = there && coordinate[1 + d] >= 0 && coordinate[1 + d] < axis[d].extent;
-                key = key * Key(axis[d].extent) + Key(int64_t(coordinate[1 + d]));
-            }
-        }
-        return there ? key : kNoKey;
+        return key_at(coordinate[0], &Axis::extent, [&](int d) -> int64_t { return coordinate[1 + d]; });
     }
 
     /* Writes an output's coordinate. */
