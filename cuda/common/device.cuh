@@ -1,5 +1,6 @@
 /* What every .cu file needs, for nvcc and for the host compiler (cuda/emulation/) alike: launching with a check, the
- * names of shared memory and of checked pointers, 16-byte loads, copies that run ahead, and sums within a warp.
+ * names of shared memory and of checked pointers, 16-byte loads, copies that run ahead, sums within a warp, divisions
+ * by a number that the host knows, and words that blocks pass to each other.
  */
 #ifndef EQC_DEVICE_CUH
 #define EQC_DEVICE_CUH
@@ -223,6 +224,65 @@ __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* n / divisor and n % divisor for 0 <= n, divisor < 2^31 by a multiplication: with 2^s >= divisor, n / divisor is
+ * (n + n * factor / 2^32) / 2^s (Granlund and Montgomery, PLDI 1994). */
+class Divider {
+   public:
+    explicit Divider(int64_t divisor) : divisor_(unsigned(divisor < 1 ? 1 : divisor)) {
+        while ((uint64_t(1) << shift_) < divisor_) {
+            ++shift_;
+        }
+        factor_ = unsigned((((uint64_t(1) << shift_) - divisor_) << 32) / divisor_ + 1);
+    }
+    __device__ __forceinline__ unsigned quotient(unsigned n) const {
+        return (unsigned(uint64_t(n) * factor_ >> 32) + n) >> shift_;
+    }
+    __device__ __forceinline__ unsigned remainder(unsigned n) const { return n - quotient(n) * divisor_; }
+    __host__ __device__ __forceinline__ unsigned divisor() const { return divisor_; }
+
+   private:
+    unsigned divisor_;
+    unsigned factor_;
+    unsigned shift_ = 0;
+};
+
+/* Item first + step of rows of as many items as the divider divides by: `first`, the same in a block, may be beyond 32
+ * bits and costs the one long division; row length + step stays below 2^31. */
+struct RowStart {
+    int64_t row;
+    unsigned item;
+
+    __device__ __forceinline__ RowStart(int64_t first, const Divider& length)
+        : row(first / length.divisor()), item(unsigned(first - row * length.divisor())) {}
+    __device__ __forceinline__ RowStart after(unsigned step, const Divider& length) const {
+        RowStart next = *this;
+        const unsigned rows = length.quotient(item + step);
+        next.row += rows;
+        next.item = item + step - rows * length.divisor();
+        return next;
+    }
+};
+
+/* A word by which one block of a running grid tells others something: it comes whole, and from where all see it. */
+template <class Pointer>
+__device__ __forceinline__ unsigned long long load_relaxed(Pointer from) {
+#ifdef __CUDA_ARCH__
+    unsigned long long value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+    return value;
+#else
+    return *from;
+#endif
+}
+template <class Pointer>
+__device__ __forceinline__ void store_relaxed(Pointer to, unsigned long long value) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+#else
+    *to = value;
+#endif
+}
 
 /* Hands out parts of one workspace, each 64-byte aligned; with base NULL it only counts. */
 class Space {
