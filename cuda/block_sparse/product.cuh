@@ -23,6 +23,7 @@ struct Tile {
     static constexpr int kTeam = kRows / kDown * (kColumns / kAcross);
     static constexpr int kTeams = kColumns <= 8 ? 8 : kColumns <= 32 ? 4 : 2;
     static constexpr int kThreads = kTeam * kTeams;
+    static constexpr int kBlocks = sizeof(T) == 4 ? (511 + kThreads) / kThreads : 2;  // at least, on a multiprocessor
     static constexpr int kDepth = 128 / int(sizeof(T));  // of a slab
     static constexpr int kShare = kDepth / kTeams;       // of these, a team's
     static constexpr int kPitch = kDepth + kWidth;       // a 16-byte step of bank from row to row

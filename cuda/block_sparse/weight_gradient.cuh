@@ -83,7 +83,7 @@ __device__ __forceinline__ void multiply_entries(Sums<T>& sums, const Tile<T, kC
 }
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, 2) weight_gradient(WeightGradient<T> p) {
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks) weight_gradient(WeightGradient<T> p) {
     using S = Tile<T, kColumns>;
     constexpr int kWidth = S::kWidth;
     EQC_SHARED_ARRAY(int32_t, found, S::kDepth * S::kRows);  // 64 rows of dw have at most 64 taps
