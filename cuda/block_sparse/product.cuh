@@ -106,7 +106,7 @@ __device__ __forceinline__ void own_pieces(const Visit& visit) {
     using S = Tile<T, kColumns>;
     constexpr int kLine = S::kDepth / kStep;
     static_assert(S::kThreads % kLine == 0, "one k a thread");
-#pragma unroll
+#pragma unroll(kStep == 1 ? 1 : 2)
     for (int row = int(threadIdx.x) / kLine; row < S::kRows; row += S::kThreads / kLine) {
         visit(row, int(threadIdx.x) % kLine * kStep);
     }
@@ -207,7 +207,7 @@ __device__ __forceinline__ void multiply(Sums<T>& sums, const Tile<T, kColumns>&
     constexpr int kWidth = S::kWidth;
     const eqc_shared_ptr<T> a = left + own.row * pitch + own.team * S::kShare;
     const eqc_shared_ptr<T> b = right + own.team * S::kShare * kColumns;
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < S::kShare; k += kWidth) {
         T across[kWidth][4];
 #pragma unroll
@@ -267,8 +267,7 @@ struct Window {
     /* The first slab from k on that some row has a neighbour for, or that begins behind the last tap; the window then
      * covers its taps. All slabs when `every`. */
     template <class Rows>
-    __device__ __forceinline__ int next(const Rows& rows, const Left<T>& left, int k, bool every) {
-        const int depth = left.taps * left.channels;
+    __device__ __forceinline__ int next(const Rows& rows, const Left<T>& left, int depth, int k, bool every) {
         for (; k < depth; k += S::kDepth) {
             const int last_k = k + S::kDepth <= depth ? k + S::kDepth - 1 : depth - 1;
             const int first = k / left.channels;
@@ -285,7 +284,7 @@ struct Window {
     }
 };
 
-/* sums += gathered rows x right, the rows of the tile being row + 8 r; rows.seeker(row) and rows.find(seeker, tap) name
+/* sums += gathered rows x right (taps * channels deep), the rows of the tile being row + 8 r; rows.seeker(row) and rows.find(seeker, tap) name
  * them. False when there was nothing to add. Barriers come before the first write to shared memory and after the last
  * read of it. */
 template <class T, int kColumns, class Rows, class Change>
@@ -293,7 +292,7 @@ __device__ __forceinline__ bool accumulate(Sums<T>& sums, const Tile<T, kColumns
                                            const Left<T>& left, const Right<T>& right, Window<T, kColumns> window,
                                            const Change& change) {
     using S = Tile<T, kColumns>;
-    const int depth = left.taps * left.channels;
+    const int depth = right.depth;
     const auto start = [&](int k, int which) {
         if (left.vectors) {
             start_left<T, kColumns, S::kWidth>(S::left(which), left, k, window.found, window.begin);
@@ -302,13 +301,13 @@ __device__ __forceinline__ bool accumulate(Sums<T>& sums, const Tile<T, kColumns
         }
         start_right<T, kColumns>(S::right(which), right, k);
     };
-    int k = window.next(rows, left, 0, Change::kActive);
+    int k = window.next(rows, left, depth, 0, Change::kActive);
     const bool any = k < depth;
     if (any) {
         start(k, 0);
     }
     for (int which = 0; k < depth; which ^= 1) {
-        const int following = window.next(rows, left, k + S::kDepth, Change::kActive);
+        const int following = window.next(rows, left, depth, k + S::kDepth, Change::kActive);
         copies_arrive();
         if constexpr (Change::kActive) {
             if (left.vectors) {

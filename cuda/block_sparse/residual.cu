@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>
 template <class T>
 struct Outer {
     eqc::Neighbours neighbours;
-    int64_t outside;  // row of h2 for what is outside of the image; -1: it is 0
+    int32_t outside;  // row of h2 for what is outside of the image; -1: it is 0
     Left<T> left;     // h2
     Right<T> middle;  // w2
     Right<T> last;    // w3
@@ -208,10 +208,10 @@ struct Outer {
 struct Surroundings {
     const eqc::Neighbours& neighbours;
     int64_t first;
-    int64_t end;
+    int count;
     int32_t outside;
     __device__ __forceinline__ eqc::Neighbours::Seeker seeker(int row) const {
-        return neighbours.seeker(first + row, first + row < end);
+        return neighbours.seeker(first + row, row < count);
     }
     __device__ __forceinline__ int32_t find(const eqc::Neighbours::Seeker& from, int tap) const {
         const int32_t found = neighbours.find(from, tap);
@@ -247,13 +247,14 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>
     if (row0 >= end) {
         return;
     }
+    const int count = end - row0 < S::kRows ? int(end - row0) : S::kRows;
     const S own;
     const auto row_of = [&](int r) { return own.row + 8 * r; };
     const int width = p.pitch - S::kWidth;
     for (p.middle.n0 = 0; p.middle.n0 < p.middle.columns; p.middle.n0 += kColumns) {
         Sums<T> sums;
         eqc::clear<T>(sums);
-        const Surroundings rows{p.neighbours, row0, end, int32_t(p.outside)};
+        const Surroundings rows{p.neighbours, row0, count, p.outside};
         const Window<T, kColumns> window{found, present};
         const bool any = eqc::accumulate<T, kColumns>(sums, own, rows, p.left, p.middle, window, eqc::AsItIs());
         if (any) {
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>
         eqc::deposit<T, kColumns>(sums, own, row_of);
         eqc::deposited<T, kColumns>(true, [&](int row, int column, T(&values)[4]) {
             const int n = p.last.n0 + column;
-            if (row0 + row >= end || n >= p.last.columns) {
+            if (row >= count || n >= p.last.columns) {
                 return;
             }
             const int64_t at = int64_t(p.site[row0 + row]) * p.last.columns + n;
@@ -394,7 +395,7 @@ void launch_outer(int& status, const Arguments& a, const T* h2, cudaStream_t str
     p.neighbours.down = {int(a.height), int(a.height), 1, 1, 1};
     p.neighbours.across = {int(a.width), int(a.width), 1, 1, 1};
     p.neighbours.kernel_width = 3;
-    p.outside = (a.flags & EQC_BS_ORIGINAL) != 0 ? p.pixels : -1;
+    p.outside = (a.flags & EQC_BS_ORIGINAL) != 0 ? int32_t(p.pixels) : -1;
     p.left = {h2, bottleneck, 9, eqc::in_vectors<T>(h2, bottleneck)};
     p.middle = {typed<T>(a.w2), 9 * bottleneck, bottleneck, 0, eqc::in_vectors<T>(a.w2, bottleneck)};
     p.last = {typed<T>(a.w3), bottleneck, channels, 0, eqc::in_vectors<T>(a.w3, channels)};

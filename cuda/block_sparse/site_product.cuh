@@ -23,13 +23,13 @@ struct SiteProduct {
     bool vectors_out;
 };
 
-/* Rows [first, end) of a list of neighbours. */
+/* `count` rows of a list of neighbours. */
 struct RowsOfTile {
     const Neighbours& neighbours;
     int64_t first;
-    int64_t end;
+    int count;
     __device__ __forceinline__ Neighbours::Seeker seeker(int row) const {
-        return neighbours.seeker(first + row, first + row < end);
+        return neighbours.seeker(first + row, row < count);
     }
     __device__ __forceinline__ int32_t find(const Neighbours::Seeker& from, int tap) const {
         return neighbours.find(from, tap);
@@ -46,12 +46,13 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>
     if (row0 >= end) {
         return;
     }
+    const int count = end - row0 < S::kRows ? int(end - row0) : S::kRows;
     p.right.n0 = int(blockIdx.y) * kColumns;
     const S own;
     Sums<T> sums;
     clear<T>(sums);
     const Window<T, kColumns> window{found, present};
-    const bool any = accumulate<T, kColumns>(sums, own, RowsOfTile{p.neighbours, row0, end}, p.left, p.right, window,
+    const bool any = accumulate<T, kColumns>(sums, own, RowsOfTile{p.neighbours, row0, count}, p.left, p.right, window,
                                              AsItIs());
     if (any) {
         deposit<T, kColumns>(sums, own, [&](int r) { return own.row + 8 * r; });
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>
     const auto out = eqc_view(p.out, p.out_rows * p.right.columns);
     deposited<T, kColumns>(any, [&](int row, int column, T(&values)[4]) {
         const int n = p.right.n0 + column;
-        if (row0 + row >= end || n >= p.right.columns) {
+        if (row >= count || n >= p.right.columns) {
             return;
         }
 #pragma unroll
