@@ -1,5 +1,5 @@
-/* What a backward pass prepares from the listed rows of dy, in one launch: the cotangent behind the ReLU, row by row of the
- * list; partial sums of it over the list; and for each input who reads it. */
+/* What a backward pass prepares from the listed rows of dy, in one launch: the cotangent behind the ReLU, row by row
+ * of the list; partial sums of it over the list; and for each input who reads it. */
 #ifndef EQC_BLOCK_SPARSE_COTANGENT_CUH
 #define EQC_BLOCK_SPARSE_COTANGENT_CUH
 

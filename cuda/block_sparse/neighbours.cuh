@@ -1,4 +1,5 @@
-/* Which row of an array a site meets at a tap of a convolution: by a table, or computed from the site's flat position. */
+/* Which row of an array a site meets at a tap of a convolution: by a table, or computed from the site's flat
+ * position. */
 #ifndef EQC_BLOCK_SPARSE_NEIGHBOURS_CUH
 #define EQC_BLOCK_SPARSE_NEIGHBOURS_CUH
 

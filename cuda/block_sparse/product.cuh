@@ -1,9 +1,9 @@
 /* What a block of threads does to multiply 64 gathered rows by kColumns columns of a matrix, in the type itself (FMA).
  *
- * The summed index k runs over taps and channels together, k = tap * channels + channel, so that the weights [taps, C, K]
- * are one matrix and few channels waste nothing. Slabs of k go through shared memory, two of each operand, the next on
- * its way while one is multiplied. A thread has 8 rows x 4 columns. With few columns several teams of threads share the
- * 64 rows, each with its part of every slab; in the end their sums are added in the order of the teams.
+ * The summed index k runs over taps and channels together, k = tap * channels + channel, so that the weights [taps,
+ * C, K] are one matrix and few channels waste nothing. Slabs of k go through shared memory, two of each operand, the
+ * next on its way while one is multiplied. A thread has 8 rows x 4 columns. With few columns several teams of threads
+ * share the 64 rows, each with its part of every slab; in the end their sums are added in the order of the teams.
  */
 #ifndef EQC_BLOCK_SPARSE_PRODUCT_CUH
 #define EQC_BLOCK_SPARSE_PRODUCT_CUH
@@ -284,9 +284,9 @@ struct Window {
     }
 };
 
-/* sums += gathered rows x right (taps * channels deep), the rows of the tile being row + 8 r; rows.seeker(row) and rows.find(seeker, tap) name
- * them. False when there was nothing to add. Barriers come before the first write to shared memory and after the last
- * read of it. */
+/* sums += gathered rows x right (taps * channels deep), the rows of the tile being row + 8 r; rows.seeker(row) and
+ * rows.find(seeker, tap) name them. False when there was nothing to add. Barriers come before the first write to
+ * shared memory and after the last read of it. */
 template <class T, int kColumns, class Rows, class Change>
 __device__ __forceinline__ bool accumulate(Sums<T>& sums, const Tile<T, kColumns>& own, const Rows& rows,
                                            const Left<T>& left, const Right<T>& right, Window<T, kColumns> window,
@@ -357,8 +357,8 @@ __device__ __forceinline__ void deposit(const Sums<T>& sums, const Tile<T, kColu
     }
 }
 
-/* Calls visit(row, column, sums[4]) for each four neighbours of the deposited tile (zeros when there is none), shared out
- * among the threads. */
+/* Calls visit(row, column, sums[4]) for each four neighbours of the deposited tile (zeros when there is none), shared
+ * out among the threads. */
 template <class T, int kColumns, class Visit>
 __device__ __forceinline__ void deposited(bool any, const Visit& visit) {
     using S = Tile<T, kColumns>;
@@ -377,8 +377,8 @@ bool in_vectors(const void* pointer, int64_t extent) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && extent % Vector16<T>::width == 0;
 }
 
-/* Calls launch(std::integral_constant<int, kColumns>) with the width of tile that suits so many columns: least work, where
- * gathering the rows counts like 16 columns. */
+/* Calls launch(std::integral_constant<int, kColumns>) with the width of tile that suits so many columns: least work,
+ * where gathering the rows counts like 16 columns. */
 template <class Launch>
 void with_tile(int64_t columns, const Launch& launch) {
     constexpr int kWidths[] = {8, 16, 24, 32, 48, 64};

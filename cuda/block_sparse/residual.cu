@@ -1,14 +1,14 @@
 /* The pre-activation bottleneck at a list of pixels, on CUDA, in two launches.
  *
  * Floor: 2 (C M touched + (9 M^2 + M C) sites) / peak operations, where touched pixels are the listed ones and their
- * neighbours, and sizeof(T) (C touched + 2 C sites) bytes / bandwidth, as x is read again for the sum. h2 at the touched
- * pixels, M wide, goes through global memory once (it stays in the second-level cache); h3 never does.
+ * neighbours, and sizeof(T) (C touched + 2 C sites) bytes / bandwidth, as x is read again for the sum. h2 at the
+ * touched pixels, M wide, goes through global memory once (it stays in the second-level cache); h3 never does.
  *
- *   1. `inner`: a block looks at 128 consecutive pixels. Those that a listed pixel touches it finds by a search of a warp in
- *      the ascending list, a row of the image above, here and below; of them it makes tiles of 64 without gaps, and
- *      h2 = relu(scale2 (a w1) + shift2), where a = relu(scale1 x + shift1) is made when a slab of x has arrived. Blocks
- *      that nothing touches return, so no list of the touched pixels is ever made. One block more computes what is outside
- *      of the image, when that is not 0.
+ *   1. `inner`: a block looks at 128 consecutive pixels. Those that a listed pixel touches it finds by a search of a
+ *      warp in the ascending list, a row of the image above, here and below; of them it makes tiles of 64 without gaps,
+ *      and h2 = relu(scale2 (a w1) + shift2), where a = relu(scale1 x + shift1) is made when a slab of x has arrived.
+ *      Blocks that nothing touches return, so no list of the touched pixels is ever made. One block more computes what
+ *      is outside of the image, when that is not 0.
  *   2. `outer`: 64 listed pixels. The 3x3 convolution of h2 leaves relu(scale3 . + shift3) in shared memory, [64, M];
  *      that times w3, plus x, is y.
  */
@@ -47,8 +47,8 @@ struct Pixels {
     int64_t all;
 };
 
-/* The first entry from which on the positions are at least `least`; by a warp, the same in all its lanes. Each step asks 32
- * entries at once. */
+/* The first entry from which on the positions are at least `least`; by a warp, the same in all its lanes. Each step
+ * asks 32 entries at once. */
 __device__ __forceinline__ int64_t lower_bound(const int32_t* ascending, int64_t count, int64_t least) {
     const int lane = int(threadIdx.x) % 32;
     int64_t begin = 0;  // what is before is below `least`

@@ -37,7 +37,8 @@ struct RowsOfTile {
 };
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks) site_product(SiteProduct<T> p) {
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks)
+    site_product(SiteProduct<T> p) {
     using S = Tile<T, kColumns>;
     EQC_SHARED_ARRAY(int32_t, found, S::kTaps * S::kRows);
     EQC_SHARED_ARRAY(unsigned, present, S::kThreads / 32);

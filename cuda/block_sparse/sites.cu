@@ -1,11 +1,12 @@
 /* The convolution at a list of sites and its gradients, on CUDA.
  *
  * forward: one launch, see site_product.cuh. Its floor is the larger of 2 taps C K sites / peak and
- * sizeof(T) (C touched rows + K sites + taps C K) / bandwidth; with 3x3 taps and C = K >= 24 it is the former on all GPUs.
+ * sizeof(T) (C touched rows + K sites + taps C K) / bandwidth; with 3x3 taps and C = K >= 24 it is the former on all
+ * GPUs.
  *
  * backward: the cotangent behind the ReLU, partial sums of it for db and the map of readers in one launch
- * (cotangent.cuh); dx is the forward product over the rows of x with transposed weights, so every row is written once and
- * nothing is added atomically; dw and db are sums over fixed shares of the list, then over the shares.
+ * (cotangent.cuh); dx is the forward product over the rows of x with transposed weights, so every row is written once
+ * and nothing is added atomically; dw and db are sums over fixed shares of the list, then over the shares.
  *
  * A list may end before its capacity: grids are for the capacity, and blocks beyond the end return.
  */

@@ -1,6 +1,7 @@
-/* dw[tap, c] = sum over entries of x[neighbour(entry, tap), c] cotangent[entry]: a block has 64 rows (tap, c) of dw, up to 64
- * columns, and every gridDim.z-th slab of the entries, so that its share does not depend on where the list ends; the
- * parts are added by a second launch. Slabs and sums are those of product.cuh with entries as the summed index. */
+/* dw[tap, c] = sum over entries of x[neighbour(entry, tap), c] cotangent[entry]: a block has 64 rows (tap, c) of dw,
+ * up to 64 columns, and every gridDim.z-th slab of the entries, so that its share does not depend on where the list
+ * ends; the parts are added by a second launch. Slabs and sums are those of product.cuh with entries as the summed
+ * index. */
 #ifndef EQC_BLOCK_SPARSE_WEIGHT_GRADIENT_CUH
 #define EQC_BLOCK_SPARSE_WEIGHT_GRADIENT_CUH
 
@@ -83,7 +84,8 @@ __device__ __forceinline__ void multiply_entries(Sums<T>& sums, const Tile<T, kC
 }
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks) weight_gradient(WeightGradient<T> p) {
+__global__ void __launch_bounds__(Tile<T, kColumns>::kThreads, Tile<T, kColumns>::kBlocks)
+    weight_gradient(WeightGradient<T> p) {
     using S = Tile<T, kColumns>;
     constexpr int kWidth = S::kWidth;
     EQC_SHARED_ARRAY(int32_t, found, S::kDepth * S::kRows);  // 64 rows of dw have at most 64 taps
@@ -169,7 +171,8 @@ void launch_weight_gradient(int& status, const WeightGradient<T>& p, int64_t sli
         using S = Tile<T, columns()>;
         const dim3 grid(unsigned(ceil_div(int64_t(p.taps) * p.channels, S::kRows)),
                         unsigned(ceil_div(p.filters, columns())), unsigned(slices));
-        EQC_LAUNCH_CHECKED(status, (weight_gradient<T, columns()>), grid, dim3(S::kThreads), S::kSharedBytes, stream, p);
+        EQC_LAUNCH_CHECKED(status, (weight_gradient<T, columns()>), grid, dim3(S::kThreads), S::kSharedBytes, stream,
+                           p);
     });
 }
 

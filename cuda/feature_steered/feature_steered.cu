@@ -2175,8 +2175,8 @@ void weights_backward(int& status, const Arguments& p, const BackwardSpace<T>& s
         launch_weight_gradient<T, 32>(status, product, unsigned(space.weight_slices), chunks, stream);
     }
     eqc::launch_reduce<T, T>(status, space.dw_parts,
-                        {p.matrices * p.channels * p.outputs, int(space.weight_slices), static_cast<T*>(p.dw)},
-                        stream);
+                             {p.matrices * p.channels * p.outputs, int(space.weight_slices), static_cast<T*>(p.dw)},
+                             stream);
 }
 
 template <class T>
@@ -2277,20 +2277,19 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
         const int slices = int(space.logit_slices);
         const int64_t size = p.channels * p.matrices;
         eqc::launch_reduce<double, T>(status, space.dc_parts,
-                                 {p.matrices, slices, static_cast<T*>(p.dc), space.dc_sum},
-                                 stream);
+                                      {p.matrices, slices, static_cast<T*>(p.dc), space.dc_sum}, stream);
         /* The sum of ds over the sources is the sum of da over the centres: both are all edges' dl. */
         if (p.du != nullptr) {
             eqc::launch_reduce<T, T>(status, space.du_parts,
-                                {size, slices, static_cast<T*>(p.du), nullptr, space.vertices.mean, space.dc_sum,
-                                 matrices},
-                                stream);
+                                     {size, slices, static_cast<T*>(p.du), nullptr, space.vertices.mean,
+                                      space.dc_sum, matrices},
+                                     stream);
         }
         if (p.dv != nullptr) {
             eqc::launch_reduce<T, T>(status, space.dv_parts,
-                                {size, slices, static_cast<T*>(p.dv), nullptr, space.vertices.mean, space.dc_sum,
-                                 matrices},
-                                stream);
+                                     {size, slices, static_cast<T*>(p.dv), nullptr, space.vertices.mean,
+                                      space.dc_sum, matrices},
+                                     stream);
         }
     }
     const auto through_logits = [&](T* out, int64_t rows, bool centres, bool sources) {
@@ -2350,8 +2349,7 @@ int backward(const Arguments* arguments, void* workspace, void* stream_pointer) 
     }
     if (p.db != nullptr) {
         eqc::launch_reduce<double, T>(status, space.db_parts,
-                                 {p.outputs, int(space.cotangent_slices), static_cast<T*>(p.db)},
-                                 stream);
+                                      {p.outputs, int(space.cotangent_slices), static_cast<T*>(p.db)}, stream);
     }
     const T* g = space.relu ? space.masked : typed<T>(p.dy);
     if (p.dw != nullptr) {

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the convolution at sites and of the bottleneck, run by the emulated device, against plain loops."""
+"""CUDA kernels of the convolution at sites and of the bottleneck, run on the emulated device, against plain loops."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Image:
             "pad_{}": self.pad,
             "dilation_{}": self.dilation,
         }
-        made = {name.format(axis): pair[a] for name, pair in pairs.items() for a, axis in enumerate(("height", "width"))}
+        made = {
+            name.format(axis): pair[a] for name, pair in pairs.items() for a, axis in enumerate(("height", "width"))
+        }
         return {"images": self.images, **made}
 
 
