@@ -12,7 +12,7 @@
 namespace eqc {
 
 constexpr int64_t kLargestSize = int64_t(1) << 29;  // of an axis, a window, a stride, an offset: sums of some stay ints
-constexpr int64_t kLargestGrid = INT32_MAX;
+constexpr int64_t kLargestGrid = INT32_MAX;         // blocks of a launch
 
 /* The product of sizes of at least 0, or -1 when it is above `most`. */
 inline int64_t product(std::initializer_list<int64_t> sizes, int64_t most) {
@@ -49,8 +49,8 @@ inline bool any_above(int64_t most, std::initializer_list<int64_t> sizes) {
     return false;
 }
 
-/* Blocks for so many units, of which each block takes every gridDim.x-th. */
-inline dim3 grid_for(int64_t units) { return dim3(unsigned(units < kLargestGrid ? units : kLargestGrid)); }
+/* Blocks that take `share` each of `units`. */
+inline dim3 grid_for(int64_t units, int64_t share) { return dim3(unsigned(ceil_div(units, share))); }
 
 /* How many entries of a list count. */
 __device__ __forceinline__ int64_t entries(const int32_t* count, int64_t capacity) {
@@ -71,13 +71,15 @@ inline void fill_bytes(int& status, void* to, int byte, size_t bytes, cudaStream
 
 /* The public functions of an operation, from function_workspace<T>(arguments) and function<T>(arguments, workspace,
  * stream). */
-#define EQC_DEFINE_TYPED(symbol, arguments, function, T)                                                       \
-    EQC_API size_t symbol##_workspace(const arguments* a) { return a == nullptr ? 0 : function##_workspace<T>(*a); } \
-    EQC_API int symbol(const arguments* a, void* workspace, void* stream) {                                    \
+#define EQC_DEFINE_TYPED(symbol, arguments, function, T)                                                        \
+    EQC_API size_t symbol##_workspace(const arguments* a) {                                                     \
+        return a == nullptr ? 0 : function##_workspace<T>(*a);                                                  \
+    }                                                                                                           \
+    EQC_API int symbol(const arguments* a, void* workspace, void* stream) {                                     \
         return a == nullptr ? EQC_BAD_ARGUMENT : function<T>(*a, workspace, static_cast<cudaStream_t>(stream)); \
     }
-#define EQC_DEFINE(operation, arguments, function)                          \
-    EQC_DEFINE_TYPED(eqc_##operation##_f32, arguments, function, float)     \
+#define EQC_DEFINE(operation, arguments, function)                      \
+    EQC_DEFINE_TYPED(eqc_##operation##_f32, arguments, function, float) \
     EQC_DEFINE_TYPED(eqc_##operation##_f64, arguments, function, double)
 
 #endif

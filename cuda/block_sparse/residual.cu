@@ -345,7 +345,7 @@ size_t outer_bytes(int64_t bottleneck) {
 /* EQC_OK, or EQC_UNSUPPORTED where h3 is too wide for this device's shared memory. */
 template <class T>
 int check_shared(int64_t bottleneck) {
-    size_t bytes = sizeof(int32_t) * 64 * 32 + 64;  // what the kernel declares itself
+    size_t bytes = sizeof(int32_t) * 64 * 32 + 128;  // what the kernel declares itself
     eqc::with_tile(bottleneck, [&](auto columns) { bytes += outer_bytes<T, columns()>(bottleneck); });
     int device = 0;
     int most = 0;
