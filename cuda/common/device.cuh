@@ -65,10 +65,11 @@ inline int status_of(cudaError_t error) {
         }                                                                                    \
     } while (0)
 
-/* More than 48 KiB of dynamic shared memory has to be asked for, kernel by kernel. */
+/* More than 48 KiB of shared memory have to be asked for, kernel by kernel. The arrays that a kernel declares itself
+ * count, too; `bytes` leaves them out, and they take at most 16 KiB. */
 template <class Kernel>
 int allow_shared(Kernel kernel, size_t bytes) {
-    if (bytes <= 48 * 1024) {
+    if (bytes <= 32 * 1024) {
         return EQC_OK;
     }
     return status_of(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));

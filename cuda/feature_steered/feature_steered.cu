@@ -28,6 +28,8 @@
 #include "feature_steered.h"
 
 #include "../common/device.cuh"
+#include "../common/sums.cuh"
+#include "../common/transpose.cuh"
 
 namespace {
 
@@ -1036,30 +1038,6 @@ __global__ void __launch_bounds__(kThreads) clear(T* pointer, int64_t count) {
     }
 }
 
-/* out[m, d, c] = in[m, c, d]; the grid's z is m. */
-template <class T>
-__global__ void __launch_bounds__(kThreads) transpose(const T* in, T* out_pointer, int matrices, int channels,
-                                                      int outputs) {
-    EQC_SHARED_ARRAY(T, square, 32 * 33);
-    const int lane = lane_index();
-    const int64_t size = int64_t(channels) * outputs;
-    auto out = eqc_view(out_pointer, matrices * size);
-    const int c0 = int(blockIdx.x) * 32;
-    const int d0 = int(blockIdx.y) * 32;
-    const int64_t first = blockIdx.z * size;
-    for (int k = warp_index(); k < 32; k += kWarps) {
-        if (c0 + k < channels && d0 + lane < outputs) {
-            square[k * 33 + lane] = in[first + int64_t(c0 + k) * outputs + d0 + lane];
-        }
-    }
-    __syncthreads();
-    for (int k = warp_index(); k < 32; k += kWarps) {
-        if (d0 + k < outputs && c0 + lane < channels) {
-            out[first + int64_t(d0 + k) * channels + c0 + lane] = square[lane * 33 + k];
-        }
-    }
-}
-
 template <class T>
 struct Cotangent {
     const T* dy;
@@ -1104,55 +1082,6 @@ __global__ void __launch_bounds__(kThreads) cotangent(Cotangent<T> p) {
             total += sums[k * 32 + lane_index()];
         }
         partial[int64_t(blockIdx.x) * p.outputs + n] = total;
-    }
-}
-
-template <class T>
-struct Reduction {
-    int64_t count;
-    int slices;
-    T* out;            // [count] or NULL
-    double* out_wide;  // [count] or NULL
-    /* What centring took away: adds mean[k / matrices] * total[k % matrices]; NULL: nothing. */
-    const T* mean;
-    const double* total;
-    int matrices;
-};
-
-/* out[k] = sum over the slices of partial[slice, k], in double and in a fixed order: 32 entries a block, eight strands
- * each. */
-template <class Partial, class T>
-__global__ void __launch_bounds__(kThreads) reduce(const Partial* partial_pointer, Reduction<T> p) {
-    const auto partial = eqc_view(partial_pointer, p.slices * p.count);
-    const auto mean = eqc_view(p.mean, p.mean == nullptr ? 0 : p.count / p.matrices);
-    const auto carried = eqc_view(p.total, p.mean == nullptr ? 0 : p.matrices);
-    EQC_SHARED_ARRAY(double, sums, kWarps * 32);
-    const int64_t k = int64_t(blockIdx.x) * 32 + lane_index();
-    double sum = 0;
-    if (k < p.count) {
-#pragma unroll 8
-        for (int slice = warp_index(); slice < p.slices; slice += kWarps) {
-            sum += double(partial[slice * p.count + k]);
-        }
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (warp_index() == 0 && k < p.count) {
-        double total = 0;
-        for (int strand = 0; strand < kWarps; ++strand) {
-            total += sums[strand * 32 + lane_index()];
-        }
-        if (p.mean != nullptr) {
-            total += double(mean[k / p.matrices]) * carried[k % p.matrices];
-        }
-        if (p.out != nullptr) {
-            auto out = eqc_view(p.out, p.count);
-            out[k] = T(total);
-        }
-        if (p.out_wide != nullptr) {
-            auto out_wide = eqc_view(p.out_wide, p.count);
-            out_wide[k] = total;
-        }
     }
 }
 
@@ -2221,12 +2150,6 @@ void launch_clear(int& status, T* out, int64_t count, cudaStream_t stream) {
     }
 }
 
-template <class Partial, class T>
-void launch_reduce(int& status, const Partial* partial, const Reduction<T>& reduction, cudaStream_t stream) {
-    EQC_LAUNCH_CHECKED(status, (reduce<Partial, T>), dim3(unsigned(ceil_div(reduction.count, 32))), dim3(kThreads), 0,
-                       stream, partial, reduction);
-}
-
 template <class T, int kColumns>
 void launch_weight_gradient(int& status, const WeightGradient<T>& p, unsigned slices, unsigned chunks,
                             cudaStream_t stream) {
@@ -2251,10 +2174,9 @@ void weights_backward(int& status, const Arguments& p, const BackwardSpace<T>& s
     if (space.weight_columns == 32) {
         launch_weight_gradient<T, 32>(status, product, unsigned(space.weight_slices), chunks, stream);
     }
-    launch_reduce<T, T>(status, space.dw_parts,
-                        {p.matrices * p.channels * p.outputs, int(space.weight_slices), static_cast<T*>(p.dw), nullptr,
-                         nullptr, nullptr, 1},
-                        stream);
+    eqc::launch_reduce<T, T>(status, space.dw_parts,
+                             {p.matrices * p.channels * p.outputs, int(space.weight_slices), static_cast<T*>(p.dw)},
+                             stream);
 }
 
 template <class T>
@@ -2285,10 +2207,7 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
     const int matrices = int(p.matrices);
     T* const dx = static_cast<T*>(p.dx);
     T* const dvalues = static_cast<T*>(p.dvalues);
-    EQC_LAUNCH_CHECKED(status, (transpose<T>),
-                       dim3(unsigned(ceil_div(channels, 32)), unsigned(ceil_div(outputs, 32)),
-                            unsigned(matrices)),
-                       dim3(kThreads), 0, stream, typed<T>(p.w), space.wt, matrices, channels, outputs);
+    eqc::launch_transpose(status, typed<T>(p.w), space.wt, matrices, channels, outputs, stream);
     if (dvalues != nullptr && p.given_edges > p.edges) {
         launch_clear(status, dvalues, p.given_edges, stream);
     }
@@ -2357,21 +2276,20 @@ void edges_backward(int& status, const Arguments& p, const BackwardSpace<T>& spa
                            0, stream, parts);
         const int slices = int(space.logit_slices);
         const int64_t size = p.channels * p.matrices;
-        launch_reduce<double, T>(status, space.dc_parts,
-                                 {p.matrices, slices, static_cast<T*>(p.dc), space.dc_sum, nullptr, nullptr, 1},
-                                 stream);
+        eqc::launch_reduce<double, T>(status, space.dc_parts,
+                                      {p.matrices, slices, static_cast<T*>(p.dc), space.dc_sum}, stream);
         /* The sum of ds over the sources is the sum of da over the centres: both are all edges' dl. */
         if (p.du != nullptr) {
-            launch_reduce<T, T>(status, space.du_parts,
-                                {size, slices, static_cast<T*>(p.du), nullptr, space.vertices.mean, space.dc_sum,
-                                 matrices},
-                                stream);
+            eqc::launch_reduce<T, T>(status, space.du_parts,
+                                     {size, slices, static_cast<T*>(p.du), nullptr, space.vertices.mean,
+                                      space.dc_sum, matrices},
+                                     stream);
         }
         if (p.dv != nullptr) {
-            launch_reduce<T, T>(status, space.dv_parts,
-                                {size, slices, static_cast<T*>(p.dv), nullptr, space.vertices.mean, space.dc_sum,
-                                 matrices},
-                                stream);
+            eqc::launch_reduce<T, T>(status, space.dv_parts,
+                                     {size, slices, static_cast<T*>(p.dv), nullptr, space.vertices.mean,
+                                      space.dc_sum, matrices},
+                                     stream);
         }
     }
     const auto through_logits = [&](T* out, int64_t rows, bool centres, bool sources) {
@@ -2430,10 +2348,8 @@ int backward(const Arguments* arguments, void* workspace, void* stream_pointer) 
                            stream, parts);
     }
     if (p.db != nullptr) {
-        launch_reduce<double, T>(status, space.db_parts,
-                                 {p.outputs, int(space.cotangent_slices), static_cast<T*>(p.db), nullptr, nullptr,
-                                  nullptr, 1},
-                                 stream);
+        eqc::launch_reduce<double, T>(status, space.db_parts,
+                                      {p.outputs, int(space.cotangent_slices), static_cast<T*>(p.db)}, stream);
     }
     const T* g = space.relu ? space.masked : typed<T>(p.dy);
     if (p.dw != nullptr) {
