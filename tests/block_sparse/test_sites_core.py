@@ -212,6 +212,16 @@ def check_backward(f: Arrays, dtype: str = "float32", **fields: Any) -> None:
         assert_close(got, want, dtype)
 
 
+def inverse(f: Arrays) -> np.ndarray:
+    made = np.full((f["in_rows"], f["taps"]), -1, np.int32)
+    for entry, rows in enumerate(neighbours(f)):
+        for tap in np.flatnonzero(rows >= 0):
+            made[rows[tap], tap] = entry
+    return made
+
+
+#: Enough sites for several chunks of each kind.
+MANY: dict[Any, Arrays] = {image_form: {"size": (31, 47)}, table_form: {"sites": 1000, "in_rows": 1100}}
 SIZES = [
     *((c, k) for c in (1, 3, 7, 16, 24, 33) for k in (1, 3, 7, 16, 24, 33, 48)),
     (48, 64),
@@ -260,46 +270,68 @@ TABLES: dict[str, Arrays] = {
 @pytest.mark.parametrize("flags", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes(size, flags, dtype):
-    check_forward(image_form(1, *size, flags=flags | RELU, dtype=dtype), dtype)
-    check_forward(table_form(1, *size, flags=flags, dtype=dtype), dtype)
+    for f in (image_form(1, *size, flags=flags | RELU, dtype=dtype), table_form(1, *size, flags=flags, dtype=dtype)):
+        check_forward(f, dtype)
+        check_backward(f, dtype)
 
 
 @pytest.mark.parametrize("flags", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
 @pytest.mark.parametrize("options", [*GEOMETRIES.values(), *LISTS.values()], ids=[*GEOMETRIES, *LISTS])
 def test_images(options, flags):
     options = {**options, "flags": options.get("flags", 0) | flags}
-    check_forward(image_form(2, 12, 20, **options))
-    check_forward(image_form(3, 5, 9, dtype="float64", **options), "float64")
+    for dtype, size in (("float32", (12, 20)), ("float64", (5, 9))):
+        f = image_form(2, *size, dtype=dtype, **options)
+        check_forward(f, dtype)
+        check_backward(f, dtype)
 
 
 @pytest.mark.parametrize("flags", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
 @pytest.mark.parametrize("options", TABLES.values(), ids=TABLES)
 def test_tables(options, flags):
     options = {**options, "flags": options.get("flags", 0) | flags}
-    check_forward(table_form(4, 12, 20, **options))
-    check_forward(table_form(5, 5, 9, dtype="float64", **options), "float64")
+    for dtype, size in (("float32", (12, 20)), ("float64", (5, 9))):
+        f = table_form(4, *size, dtype=dtype, **options)
+        check_forward(f, dtype)
+        check_backward(f, dtype)
+        check_backward(f, dtype, inverse=inverse(f))
 
 
 @pytest.mark.parametrize("flags", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
 def test_many_channels(flags):
     """Weights of a tap that are cut into pieces of channels."""
-    check_forward(image_form(6, 700, 40, size=(7, 9), flags=flags))
-    check_forward(table_form(6, 700, 40, flags=flags))
+    for f in (image_form(6, 700, 40, size=(7, 9), flags=flags), table_form(6, 700, 40, flags=flags)):
+        check_forward(f)
+        check_backward(f)
+    check_backward(table_form(6, 40, 700, flags=flags))
 
 
 @pytest.mark.parametrize("channels,filters", [(0, 5), (5, 0), (0, 0)])
 def test_no_channels_or_filters(channels, filters):
-    check_forward(image_form(7, channels, filters))
-    check_forward(table_form(7, channels, filters))
+    for f in (image_form(7, channels, filters), table_form(7, channels, filters)):
+        check_forward(f)
+        check_backward(f)
 
 
 @pytest.mark.parametrize("make", [image_form, table_form])
 def test_threads_give_the_same_bits(make):
     for flags in INSTRUCTIONS.values():
-        f = make(8, 24, 40, flags=flags)
-        alone = forward(f)
+        f = make(8, 24, 40, flags=flags, **MANY[make])
+        g = with_cotangent(f)
+        alone, gradients = forward(f), backward(g)
         for threads in (2, 3, 4):
-            assert np.array_equal(forward(f, threads=threads), alone, equal_nan=True)
+            assert np.array_equal(forward(f, threads=threads), alone)
+            for got, want in zip(backward(g, threads=threads), gradients, strict=True):
+                assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("wanted", ["dx", "dw", "db", "dx db", "dw db", ""])
+@pytest.mark.parametrize("make", [image_form, table_form])
+def test_gradients_that_are_not_wanted(make, wanted):
+    f = with_cotangent(make(11, 12, 20))
+    everything = backward(f)
+    for name, got, want in zip(("dx", "dw", "db"), backward(f, wanted=wanted), everything, strict=True):
+        assert (got is not None) == (name in wanted)
+        assert got is None or np.array_equal(got, want)
 
 
 def test_neighbouring_poison_stays_out():
@@ -337,3 +369,6 @@ def test_impossible(fields):
     f = image_form(10, 4, 4)
     with pytest.raises(EqconvError, match="missing or a size is impossible"):
         kernels.core("cpu").call("site_forward", "float32", {**f, **fields})
+    made = {"dx": np.empty_like(f["x"]), "dw": np.empty_like(f["w"]), "dy": np.zeros_like(f["y"])}
+    with pytest.raises(EqconvError, match="missing or a size is impossible"):
+        kernels.core("cpu").call("site_backward", "float32", {**f, "flags": RELU, **made, **fields})
