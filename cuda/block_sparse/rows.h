@@ -34,6 +34,7 @@ constexpr int64_t site_quantum = 24;
 template <class T>
 struct Strips {
     static constexpr int lanes = Vector<T>::lanes;
+    static constexpr bool foldable = sizeof(T) == 4 && lanes == 16;
     int64_t taps, channels, columns;
     int fold; /* channels in a vector: 1 or 2 */
     int64_t vectors, strips;
@@ -43,7 +44,7 @@ struct Strips {
         : taps(taps),
           channels(channels),
           columns(columns),
-          fold(sizeof(T) == 4 && channels % 2 == 0 && columns > 0 && (columns - 1) % lanes < lanes / 2 ? 2 : 1),
+          fold(foldable && channels % 2 == 0 && columns > 0 && (columns - 1) % lanes < lanes / 2 ? 2 : 1),
           vectors((columns * fold + lanes - 1) / lanes),
           strips((vectors + most_vectors - 1) / most_vectors) {}
 
@@ -102,8 +103,9 @@ template <class T>
 struct RowsProblem {
     const T* x;       /* rows of `channels` numbers */
     const T* missing; /* the row where there is none */
-    const T* bias;       /* of whole vectors */
-    T* y;                /* rows of w.columns */
+    const T* bias;    /* of whole vectors */
+    T* y;             /* rows of w.columns */
+    const T* plus;    /* NULL, or rows of it that are added to those of y */
     bool relu;
 };
 
@@ -144,19 +146,25 @@ class RowsProduct {
         w.spread(bias, bias_);
         for (int64_t c = 0; c < w.channels; ++c) zeros_[c] = 0;
     }
-    const T* zeros() const { return zeros_; }
-
     /* Sites of a tile such that all threads have work; no result depends on it. */
     int64_t tile_sites(int64_t sites) const {
         const int64_t even = padded(sites / (threads_ * 8) + 1, site_quantum);
         return smaller(most_sites_, even);
     }
 
-    /* y of sites [first, first + count) of a list, whose rows of y are out[first + i]. fill(tile) sets the rows, and
-     * returns how many there are. */
+    /* Where sums come from and go to: rows of x, `missing` (NULL: zeros) where there is none, and rows of y, to which rows
+     * of `plus`, unless it is NULL, are added. */
+    struct Places {
+        const T *x, *missing;
+        T* y;
+        const T* plus;
+        bool relu;
+    };
+
+    /* Sites [first, first + count) of a list, whose rows of y are out[first + i] or, if it is NULL, first + i.
+     * fill(rows, step) sets the rows [taps, step] of x, -1 for none, and returns how many there are. */
     template <class Fill>
-    void tile(int thread, const T* x, const T* missing, bool relu, T* y, const int32_t* out, int64_t first,
-              int64_t count, const Fill& fill) const {
+    void tile(int thread, const Places& to, const int32_t* out, int64_t first, int64_t count, const Fill& fill) const {
         const int64_t step = padded(count, site_quantum);
         int32_t* indices = indices_ + thread * index_step_;
         const int64_t room = w.taps * most_sites_;
@@ -171,9 +179,9 @@ class RowsProduct {
                    indices + 3 * room,
                    indices + 4 * room};
         const int64_t pairs = fill(t.rows, step);
-        const RowsProblem<T> p{x, missing ? missing : zeros_, bias_, y, relu};
-        t.sparse = !missing && w.taps > 1 && pairs * 4 < count * w.taps * 3;
-        t.gaps = !missing && pairs < count * w.taps;
+        const RowsProblem<T> p{to.x, to.missing ? to.missing : zeros_, bias_, to.y, to.plus, to.relu};
+        t.sparse = !to.missing && w.taps > 1 && pairs * 4 < count * w.taps * 3;
+        t.gaps = !to.missing && pairs < count * w.taps;
         for (int64_t i = 0; i < step && !t.sparse; ++i) t.readers[i] = int32_t(i);
         for (int64_t k = 0; k < w.taps; ++k) {
             const int64_t used = t.sparse ? gather_pairs(t, k) : count, end = padded(used, site_quantum);
@@ -236,6 +244,7 @@ class RowsProduct {
     /* Where final sums go: rows of y. */
     struct Finish {
         T* y; /* NULL: they are not final */
+        const T* plus;
         int64_t columns;
         int last;
         bool relu;
@@ -251,6 +260,11 @@ class RowsProduct {
             else
                 done[j] = fold_pair(sum[2 * j], 2 * j + 1 < V ? sum[2 * j + 1] : vector{}, std::make_index_sequence<lanes>());
             if (f.relu) done[j] = done[j] < 0 ? vector{} : done[j];
+        }
+        if (f.plus) {
+            vector more[W];
+            load_row<T, W, false>(f.plus + row * f.columns, f.last, more);
+            for (int j = 0; j < W; ++j) done[j] += more[j];
         }
         T* to = f.y + row * f.columns;
         if (f.last == lanes)
@@ -298,7 +312,7 @@ class RowsProduct {
 
     template <int V>
     void strip_of(const RowsProblem<T>& p, const RowsTile& t, int64_t strip, T* sums) const {
-        if constexpr (sizeof(T) == 4)
+        if constexpr (Strips<T>::foldable)
             if (w.fold == 2) return folded_strip<2, V>(p, t, strip, sums);
         folded_strip<1, V>(p, t, strip, sums);
     }
@@ -315,7 +329,8 @@ class RowsProduct {
         const int64_t piece = padded((w.channels + pieces - 1) / pieces, F);
         const int64_t taps = t.sparse || pieces > 1 ? 1 : tap_numbers ? slice / tap_numbers : w.taps;
         const int64_t start = w.first_column(strip), columns = smaller(w.columns - start, width / F);
-        const Finish final{p.y + start, w.columns, int(columns - (W - 1) * lanes), p.relu};
+        const Finish final{p.y + start, p.plus ? p.plus + start : nullptr, w.columns, int(columns - (W - 1) * lanes),
+                           p.relu};
         bool begun = t.sparse;
         for (int64_t k = 0; k < w.taps; k += taps)
             for (int64_t c = 0; c == 0 || c < w.channels; c += piece) {
@@ -332,7 +347,7 @@ class RowsProduct {
                                   begun ? width : 0,
                                   sums};
                 const bool last = !t.sparse && k + taps >= w.taps && c + piece >= w.channels;
-                const Finish to = last ? final : Finish{nullptr, 0, 0, false};
+                const Finish to = last ? final : Finish{nullptr, nullptr, 0, 0, false};
                 const int64_t count = t.sparse ? t.pairs[k] : t.count;
                 for (int64_t i = 0; i < count; i += P) add<F, V, P>(sweep, i, to, t);
                 begun = true;

@@ -118,13 +118,14 @@ struct Forward {
         product.pack(static_cast<const T*>(a.w), false, static_cast<const T*>(a.bias));
         const int64_t tile = product.tile_sites(count);
         const Geometry g = geometry(a);
+        const typename RowsProduct<T>::Places places{static_cast<const T*>(a.x), nullptr, static_cast<T*>(a.y), nullptr,
+                                                     (a.flags & EQC_BS_RELU) != 0};
         parallel_for(threads, (count + tile - 1) / tile, [&](int64_t item, int thread) {
             const int64_t first = item * tile, some = smaller(tile, count - first);
-            product.tile(thread, static_cast<const T*>(a.x), nullptr, a.flags & EQC_BS_RELU, static_cast<T*>(a.y), a.site,
-                         first, some, [&](int32_t* rows, int64_t step) {
-                             return a.table ? turn_table(a.table + first * a.taps, a.taps, some, rows, step)
-                                            : rows_read(g, a.site + first, some, rows, step);
-                         });
+            product.tile(thread, places, a.site, first, some, [&](int32_t* rows, int64_t step) {
+                return a.table ? turn_table(a.table + first * a.taps, a.taps, some, rows, step)
+                               : rows_read(g, a.site + first, some, rows, step);
+            });
         });
     }
 };
@@ -200,7 +201,7 @@ struct Backward {
         const int64_t tile = product.tile_sites(rows);
         parallel_for(threads, (rows + tile - 1) / tile, [&](int64_t item, int thread) {
             const int64_t first = item * tile, some = smaller(tile, rows - first);
-            product.tile(thread, g, nullptr, false, static_cast<T*>(a.dx), list, first, some,
+            product.tile(thread, {g, nullptr, static_cast<T*>(a.dx), nullptr, false}, list, first, some,
                          [&](int32_t* to, int64_t step) { return fill(first, some, to, step); });
         });
     }
