@@ -11,6 +11,7 @@
 
 #include "../common/arena.h"
 #include "../common/parallel.h"
+#include "../common/tiles.h"
 
 namespace eqc {
 inline namespace EQC_ISA {
@@ -23,8 +24,20 @@ constexpr int group_sites(int vectors) { return vectors <= 2 ? 12 : vectors == 3
 constexpr int most_vectors = 3;
 constexpr int group_sites(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : 4; }
 #endif
-/* All groups divide it. */
-constexpr int64_t site_quantum = 24;
+/* All groups divide it, as do the matrix unit's 32 sites. */
+constexpr int64_t site_quantum = 96;
+
+/* Where the matrix unit is faster than vectors: rows are split for each tap, which many columns must make up for, and it
+ * works on 32 channels and columns at once. */
+template <class T>
+inline bool unit_pays_for_rows(int64_t channels, int64_t columns) {
+#if defined(EQC_ISA_AMX)
+    return std::is_same<T, float>::value && channels >= 64 && columns >= 64 &&
+           4 * channels * columns >= 3 * padded(channels, 32) * padded(columns, 32);
+#else
+    return (void)channels, (void)columns, false;
+#endif
+}
 
 /* Matrices w[tap] [channels, columns] as strips of whole vectors, [strip, tap, channel, column of the strip], 0 beyond the
  * columns.
@@ -144,24 +157,31 @@ class RowsProduct {
    public:
     /* Tiles have at most `most_sites`, whole quanta. */
     RowsProduct(int64_t taps, int64_t channels, int64_t columns, int64_t most_sites, Arena& arena, int threads)
-        : w(taps, channels, columns), most_sites_(most_sites), threads_(threads) {
-        w.data = arena.take<T>(w.count());
-        bias_ = arena.take<T>(w.vectors * Vector<T>::lanes);
+        : w(taps, channels, columns),
+          most_sites_(most_sites),
+          threads_(threads),
+          on_unit_(unit_pays_for_rows<T>(channels, columns)) {
+        w.data = arena.take<T>(on_unit_ ? taps * channels * columns : w.count());
+        bias_ = arena.take<T>(padded(w.vectors * Vector<T>::lanes, 32));
         zeros_ = arena.take<T>(channels);
         index_step_ = padded((4 * most_sites + 1) * taps, 16);
         sum_step_ = padded((most_sites + 1) * most_vectors * Vector<T>::lanes, 16);
+        take_for_unit(arena);
         indices_ = arena.take<int32_t>(threads * index_step_);
         sums_ = arena.take<T>(threads * sum_step_);
     }
 
     void pack(const T* given, bool turned, const T* bias) {
-        w.pack(threads_, given, turned);
         w.spread(bias, bias_);
+        if (on_unit_)
+            pack_for_unit(given, turned);
+        else
+            w.pack(threads_, given, turned);
         for (int64_t c = 0; c < w.channels; ++c) zeros_[c] = 0;
     }
     /* Sites of a tile such that all threads have work; no result depends on it. */
     int64_t tile_sites(int64_t sites) const {
-        const int64_t even = padded(sites / (threads_ * 8) + 1, site_quantum);
+        const int64_t even = padded(sites / (threads_ * 8) + 1, on_unit_ ? 32 : 24);
         return smaller(most_sites_, even);
     }
 
@@ -201,8 +221,9 @@ class RowsProduct {
             for (int64_t i = used; i < end; ++i) t.rows[k * step + i] = -1;
             set_offsets(p, end, t.rows + k * step, t.offsets + k * step);
         }
+        T* sums = sums_ + thread * sum_step_;
+        if (on_unit_) return tile_on_unit(p, t, sums, thread);
         for (int64_t strip = 0; strip < w.strips; ++strip) {
-            T* sums = sums_ + thread * sum_step_;
             switch (w.width(strip)) {
                 case 1: strip_of<1>(p, t, strip, sums); break;
                 case 2: strip_of<2>(p, t, strip, sums); break;
@@ -373,8 +394,121 @@ class RowsProduct {
         }
     }
 
+#if defined(EQC_ISA_AMX)
+    int64_t unit_width() const { return padded(w.columns, pair_side); }
+    int64_t blocks() const { return RightTiles::blocks(w.channels); }
+    /* Taps whose left factors are in the first-level cache together. */
+    int64_t taps_at_once() const { return smaller(w.taps, blocks() >= 4 ? 1 : 4 / blocks()); }
+    RightTiles right(int64_t tap, int64_t column) const {
+        return {right_ + (tap * unit_width() + column) / pair_side * RightTiles::count(w.channels)};
+    }
+
+    void take_for_unit(Arena& arena) {
+        if (!on_unit_) return;
+        sum_step_ = (most_sites_ + pair_side) * unit_width();
+        left_step_ = LeftTiles::count(blocks() * taps_at_once());
+        right_ = arena.take<uint32_t>(w.taps * unit_width() / pair_side * RightTiles::count(w.channels));
+        left_ = arena.take<uint32_t>(threads_ * left_step_);
+    }
+
+    void pack_for_unit(const T* given, bool turned) const {
+        if constexpr (std::is_same<T, float>::value)
+            parallel_for(threads_, w.taps, [&](int64_t tap, int) {
+                const T* from = given + tap * w.channels * w.columns;
+                if (turned) {
+                    T* to = w.data + tap * w.channels * w.columns;
+                    transpose_matrix<T>(w.columns, w.channels, from, w.channels, to, w.columns);
+                    from = to;
+                }
+                for (int64_t n = 0; n < w.columns; n += pair_side)
+                    right(tap, n).pack(w.channels, w.columns - n, [&](int64_t k) { return from + k * w.columns + n; });
+            });
+        for (int64_t k = w.columns; k < unit_width(); ++k) bias_[k] = 0;
+    }
+
+    void tile_on_unit(const RowsProblem<T>& p, const RowsTile& t, T* sums, int thread) const {
+        if constexpr (std::is_same<T, float>::value) {
+            const int64_t width = unit_width(), taps = t.sparse ? 1 : taps_at_once();
+            T* gathered = sums + most_sites_ * width;
+            const LeftTiles left(blocks() * taps_at_once(), left_ + thread * left_step_);
+            MatrixUnit unit;
+            for (int64_t i = 0; i < padded(t.count, pair_side); ++i)
+                for (int64_t k = 0; k < width; k += lanes) store(sums + i * width + k, load(bias_ + k));
+            for (int64_t k = 0; k < w.taps; k += taps) {
+                const int64_t count = t.sparse ? t.pairs[k] : t.count;
+                for (int64_t i = 0; i < count; i += pair_side) {
+                    int64_t there[4], used = 0;
+                    for (int64_t tap = k; tap < smaller(w.taps, k + taps); ++tap) {
+                        const int64_t at = tap * t.step + i;
+                        if (t.gaps && none(t.rows + at)) continue;
+                        split_rows(p, t.offsets + at, left, used * blocks());
+                        there[used++] = tap;
+                    }
+                    if (used == 0) continue;
+                    const int32_t* readers = t.readers + k * t.step + i;
+                    const int64_t some = smaller(pair_side, count - i);
+                    T* to = t.sparse ? gathered : sums + i * width;
+                    for (int64_t s = 0; s < some && t.sparse; ++s)
+                        for (int64_t c = 0; c < width; c += lanes)
+                            store(to + s * width + c, load(sums + readers[s] * width + c));
+                    for (int64_t n = 0; n < w.columns; n += pair_side) {
+                        unit.load(to + n, width, pair_side, pair_side);
+                        for (int64_t tap = 0; tap < used; ++tap)
+                            for (int64_t b = 0; b < blocks(); ++b)
+                                unit.add(left, right(there[tap], n), tap * blocks() + b, b);
+                        unit.store(to + n, width, pair_side, pair_side);
+                    }
+                    for (int64_t s = 0; s < some && t.sparse; ++s)
+                        for (int64_t c = 0; c < width; c += lanes)
+                            store(sums + readers[s] * width + c, load(to + s * width + c));
+                }
+            }
+            for_columns<T>(w.columns, [&](int64_t at, auto V, auto full, int last) EQC_INLINE_LAMBDA {
+                for (int64_t i = 0; i < t.count; ++i) {
+                    vector sum[V()];
+                    const int64_t to = t.out_row(i) * w.columns + at;
+                    load_row<T, V(), true>(sums + i * width + at, lanes, sum);
+                    if (p.relu)
+                        for (int j = 0; j < V(); ++j) sum[j] = sum[j] < 0 ? vector{} : sum[j];
+                    if (p.plus) {
+                        vector more[V()];
+                        load_row<T, V(), full()>(p.plus + to, last, more);
+                        for (int j = 0; j < V(); ++j) sum[j] += more[j];
+                    }
+                    store_row<T, V(), full()>(p.y + to, last, sum, false);
+                }
+            });
+        }
+    }
+
+    static EQC_INLINE bool none(const int32_t* rows) {
+        int32_t all = -1;
+        for (int i = 0; i < pair_side; ++i) all &= rows[i];
+        return all == -1;
+    }
+
+    /* The rows of 32 sites as blocks from `block` on of the left factor. */
+    EQC_INLINE void split_rows(const RowsProblem<float>& p, const int64_t* offsets, LeftTiles left, int64_t block) const {
+        left.data += block * tile_side;
+        for (int64_t i = 0; i < pair_side; ++i) {
+            const auto row = [&](int64_t of) {
+                return reinterpret_cast<const float*>(reinterpret_cast<const char*>(p.x) + offsets[of]);
+            };
+            prefetch(row(i + pair_side), w.channels);
+            left.set_row(i, row(i), w.channels);
+        }
+    }
+#else
+    void take_for_unit(Arena&) {}
+    void pack_for_unit(const T*, bool) const {}
+    void tile_on_unit(const RowsProblem<T>&, const RowsTile&, T*, int) const {}
+#endif
+
     int64_t most_sites_;
     int threads_;
+    bool on_unit_;
+    int64_t left_step_ = 0;
+    uint32_t *left_ = nullptr, *right_ = nullptr;
     int64_t index_step_, sum_step_;
     T *bias_, *zeros_, *sums_;
     int32_t* indices_;
