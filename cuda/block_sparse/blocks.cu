@@ -22,6 +22,7 @@ using eqc::RowStart;
 
 constexpr int kAhead = 4;                          // vectors of a thread in flight
 constexpr int64_t kTile = kTileThreads * kAhead;   // vectors of a block
+constexpr int kBlocks = 3;                         // on a multiprocessor at least; says how many registers there are
 constexpr int kSide = 32;                          // pixels, and channels at most, of a tile that is transposed
 constexpr int kPitch = kSide + 1;
 
@@ -296,7 +297,7 @@ __device__ __forceinline__ bool is_owned(const Gather<T>& p, int64_t row, int64_
 /* Blocks as [rows, h, w, C], kAhead vectors of V (elements of T, or 16 bytes) a thread. A line of a window is one piece
  * of memory in the block and in the image alike. */
 template <class T, class V, bool kOwned>
-__global__ void __launch_bounds__(kTileThreads) gather(Gather<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks) gather(Gather<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
     const int64_t rows = eqc::entries(p.g.count, p.g.rows);
     const auto blocks = eqc_view(p.blocks, p.vectors * kWidth);
@@ -420,13 +421,13 @@ __device__ __forceinline__ void add_to(float4& sum, const float4& term) {
 }
 __device__ __forceinline__ void add_to(double2& sum, const double2& term) { sum.x += term.x, sum.y += term.y; }
 
-/* Vectors of y of a thread: a sum has loads enough of its own. */
+/* Vectors of y of a thread. To find a pixel's rows takes loads of its own, which several at a time hide. */
 template <bool kAdd>
-constexpr int kVectorsOf = kAdd ? 1 : kAhead;
+constexpr int kVectorsOf = kAdd ? 1 : 2;
 
 /* Blocks as [rows, h, w, C]: each vector of y from its owner or, with kAdd, from all rows that cover it. */
 template <class T, class V, bool kAdd>
-__global__ void __launch_bounds__(kTileThreads) scatter(Scatter<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks) scatter(Scatter<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
     constexpr int kEach = kVectorsOf<kAdd>;
     const auto y = eqc_view(p.y, p.vectors * kWidth);
