@@ -195,13 +195,15 @@ __device__ __forceinline__ Cover cover_at(const Geometry& g, const Pixel& p, int
     return {row, g.down.inside(p.h, i) * g.across.window + g.across.inside(p.w, j)};
 }
 
-/* The last row that covers a pixel, -1: none. */
+/* The last row that covers a pixel, -1: none. The cells are few: unrolled further, the loop takes registers only. */
 __device__ __forceinline__ Cover owner(const Geometry& g, const Map& map, const Pixel& p) {
     const auto heads = map.heads();
     int32_t best = -1;
     int best_i = 0;
     int best_j = 0;
+#pragma unroll 1
     for (int i = p.top; i <= p.bottom; ++i) {
+#pragma unroll 2
         for (int j = p.left; j <= p.right; ++j) {
             const int32_t row = heads[p.corner + int64_t(i) * g.across.cells + j];
             if (row > best) {
