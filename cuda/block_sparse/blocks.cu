@@ -16,7 +16,6 @@ namespace {
 
 using eqc::ceil_div;
 using eqc::Divider;
-using eqc::kAllLanes;
 using eqc::kTileThreads;
 using eqc::RowStart;
 
