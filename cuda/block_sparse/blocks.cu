@@ -16,12 +16,12 @@ namespace {
 
 using eqc::ceil_div;
 using eqc::Divider;
-using eqc::kAllLanes;
 using eqc::kTileThreads;
 using eqc::RowStart;
 
 constexpr int kAhead = 4;                          // vectors of a thread in flight
 constexpr int64_t kTile = kTileThreads * kAhead;   // vectors of a block
+constexpr int kBlocks = 3;                         // on a multiprocessor at least; says how many registers there are
 constexpr int kSide = 32;                          // pixels, and channels at most, of a tile that is transposed
 constexpr int kPitch = kSide + 1;
 
@@ -194,13 +194,15 @@ __device__ __forceinline__ Cover cover_at(const Geometry& g, const Pixel& p, int
     return {row, g.down.inside(p.h, i) * g.across.window + g.across.inside(p.w, j)};
 }
 
-/* The last row that covers a pixel, -1: none. */
+/* The last row that covers a pixel, -1: none. The cells are few: unrolled further, the loop takes registers only. */
 __device__ __forceinline__ Cover owner(const Geometry& g, const Map& map, const Pixel& p) {
     const auto heads = map.heads();
     int32_t best = -1;
     int best_i = 0;
     int best_j = 0;
+#pragma unroll 1
     for (int i = p.top; i <= p.bottom; ++i) {
+#pragma unroll 2
         for (int j = p.left; j <= p.right; ++j) {
             const int32_t row = heads[p.corner + int64_t(i) * g.across.cells + j];
             if (row > best) {
@@ -296,7 +298,7 @@ __device__ __forceinline__ bool is_owned(const Gather<T>& p, int64_t row, int64_
 /* Blocks as [rows, h, w, C], kAhead vectors of V (elements of T, or 16 bytes) a thread. A line of a window is one piece
  * of memory in the block and in the image alike. */
 template <class T, class V, bool kOwned>
-__global__ void __launch_bounds__(kTileThreads) gather(Gather<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks) gather(Gather<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
     const int64_t rows = eqc::entries(p.g.count, p.g.rows);
     const auto blocks = eqc_view(p.blocks, p.vectors * kWidth);
@@ -420,13 +422,13 @@ __device__ __forceinline__ void add_to(float4& sum, const float4& term) {
 }
 __device__ __forceinline__ void add_to(double2& sum, const double2& term) { sum.x += term.x, sum.y += term.y; }
 
-/* Vectors of y of a thread: a sum has loads enough of its own. */
+/* Vectors of y of a thread. To find a pixel's rows takes loads of its own, which several at a time hide. */
 template <bool kAdd>
-constexpr int kVectorsOf = kAdd ? 1 : kAhead;
+constexpr int kVectorsOf = kAdd ? 1 : 2;
 
 /* Blocks as [rows, h, w, C]: each vector of y from its owner or, with kAdd, from all rows that cover it. */
 template <class T, class V, bool kAdd>
-__global__ void __launch_bounds__(kTileThreads) scatter(Scatter<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks) scatter(Scatter<T> p) {
     constexpr int kWidth = int(sizeof(V) / sizeof(T));
     constexpr int kEach = kVectorsOf<kAdd>;
     const auto y = eqc_view(p.y, p.vectors * kWidth);

@@ -22,7 +22,7 @@ constexpr int kAxes = 4;
 constexpr Key kNoKey = ~0ull;
 constexpr int kPairs = 4;                                     // pairs of row and tap of a thread
 constexpr int64_t kTile = int64_t(kTileThreads) * kPairs;
-constexpr int64_t kSmall = int64_t(1) << 22;                  // words that are cleared in no time
+constexpr int64_t kSmall = int64_t(1) << 22;                  // words: 16 MiB, which stay in the level-2 cache
 constexpr int64_t kMostKeys = int64_t(1) << 62;
 
 /* One axis of the convolution. An axis that there is not has one position and one tap. */
