@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kCotangentThreads) cotangent(Cotangent<T> p) {
     const auto masked = eqc_view(p.masked, p.masked == nullptr ? 0 : p.sites * p.filters);
     double sum = 0;
     if (n < p.filters) {
-#pragma unroll 4
+#pragma unroll 2
         for (int64_t entry = int64_t(blockIdx.x) * kWarps + warp; entry < count; entry += int64_t(gridDim.x) * kWarps) {
             const int64_t at = (p.site == nullptr ? entry : int64_t(p.site[entry])) * p.filters + n;
             T value = p.dy[at];

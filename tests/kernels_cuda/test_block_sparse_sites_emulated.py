@@ -504,7 +504,7 @@ def test_the_two_borders_differ_at_the_edge_only() -> None:
     assert not same[0].any()
 
 
-@pytest.mark.parametrize("sites", [1, 5, 40, 200, 600], ids=str)
+@pytest.mark.parametrize("sites", [1, 5, 40, 200, 600, 1258], ids=str)
 def test_bottleneck_many_segments(sites: int) -> None:
     """Images over several blocks of pixels, their rows ending anywhere."""
     check_bottleneck(bottleneck((2, 17, 37), sites=sites, channels=4, inner=2))
