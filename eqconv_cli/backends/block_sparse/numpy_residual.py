@@ -407,7 +407,7 @@ def _on_blocks(unit: Unit, index: BlockIndex, params: BlockParams) -> tuple[Arra
 
 
 def _once(index: BlockIndex, unit: Unit) -> BlockIndex:
-    """Without repeated rows, which would add twice; in the statistics of a stack they count as often as they are there."""
+    """Without repeated rows, which would add twice; in the statistics of a stack they count as often as they occur."""
     rows = listed_rows(index, unit.x.shape[0])
     if unit.bn != "stack":
         rows = np.unique(rows, axis=0)

@@ -233,7 +233,7 @@ def sparse_conv_gradients(
     bias: Array | None = None,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result's features; args as for the convolution."""
+    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result; args as for the convolution."""
     _check(sites, w, bias, 1)
     book = sites.pattern.strided(w.shape[:-2], stride, padding, dilation)
     return _gradients(dy, sites.feats, w, 1, Direction(book, False), version)
@@ -265,7 +265,7 @@ def sparse_inverse_conv(
 def sparse_inverse_conv_gradients(
     dy: Array, sites: Sites, w: Array, paired: Sites, *, bias: Array | None = None, version: str | Fused = "auto"
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result's features; args as for the convolution."""
+    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result; args as for the convolution."""
     _check(sites, w, bias, 1)
     return _gradients(dy, sites.feats, w, 1, Direction(_paired(sites, w, paired), True), version)
 
@@ -358,7 +358,7 @@ def _by_rulebook(x: Array, taps: Array, way: Direction) -> Array:
 def _by_table(x: Array, taps: Array, way: Direction) -> Array:
     # The row behind the last stands for a site that there is not.
     padded = np.concatenate([x, np.zeros((1, x.shape[1]), x.dtype)])
-    return padded[way.table].reshape(way.target.sites, -1) @ taps.reshape(-1, taps.shape[2])
+    return padded[way.table].reshape(way.target.sites, taps.shape[0] * taps.shape[1]) @ taps.reshape(-1, taps.shape[2])
 
 
 def _by_grid(x: Array, taps: Array, way: Direction) -> Array:
