@@ -82,9 +82,8 @@ def pixels_agree_with_blocks(compute: Compute, inputs: Arrays, seed: int) -> Seq
 
 def order_of_rows(compute: Compute, inputs: Arrays, seed: int) -> Sequence[Pair]:
     """The order of the list changes nothing."""
-    name = "index" if "index" in inputs else "pixels"
-    order = np.random.default_rng(seed).permutation(len(inputs[name]))
-    shuffled = {**inputs, name: inputs[name][order]}
+    order = np.random.default_rng(seed).permutation(len(inputs["index"]))
+    shuffled = {**inputs, "index": inputs["index"][order]}
     return [Pair("", compute(shuffled)["y"], compute(inputs)["y"])]
 
 
@@ -146,7 +145,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     ),
     "masked": (
         Check("E9", pixels_agree_with_blocks, "all routes agree on the dilated mask", own_row=True),
-        Check("E13", order_of_rows, _ORDER, own_row=True),
         _TWICE,
     ),
     "residual": (

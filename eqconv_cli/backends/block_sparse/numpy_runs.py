@@ -34,7 +34,7 @@ def prepare(
     device: str,
     *,
     operation: str,
-    version: str,
+    version: str = "auto",
     fused: Mapping[str, Any] | None = None,
     gradients: bool = False,
 ) -> BoundRun:
@@ -45,11 +45,11 @@ def prepare(
         dtype: "float32" or "float64".
         device: "cpu", or "emulated" for the compiled kernels.
         operation: its name in the catalog.
-        version: of the operation; "fused" with the settings ``fused``.
-        fused: settings of the compiled kernels, see :class:`Fused`.
+        version: of the operation.
+        fused: settings of the compiled kernels, see :class:`Fused`; None runs ``version``.
         gradients: whether there is a backward pass.
     """
-    how: Version = settings_on(Fused, device, fused or {}) if version == "fused" else version
+    how: Version = version if fused is None else settings_on(Fused, device, fused)
     bound = _BINDERS[operation](inputs, how)
     floats = {name: a for name, a in inputs.items() if np.issubdtype(a.dtype, np.floating)}
     backward = bound.backward
@@ -162,6 +162,8 @@ def _residual(given: Arrays, how: Version) -> Bound:
     options: Results = {"border": str(given["border"]), "bn": str(given["bn"]), "strides": strides, "version": how}
 
     def forward(arrays: Arrays) -> Results:
+        if how == "dense":
+            return {"y": _dense_unit(arrays, numpy_ops.block_pixels(index, params, len(arrays["x"]), "indexed"))}
         return {"y": numpy_residual.sparse_residual_unit(arrays["x"], index, params, weights_of(arrays), **options)}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:

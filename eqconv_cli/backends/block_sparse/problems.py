@@ -296,9 +296,9 @@ def strided(
 
 def elevation() -> npt.NDArray[np.float64]:
     """Heights of the Jacksboro fault (U.S. Geological Survey) from Matplotlib's samples, 344 x 403, between 0 and 1."""
-    path = packaged_file("matplotlib", "mpl-data/sample_data/jacksboro_fault_dem.npz")
+    path = packaged_file(*_DEM)
     if path is None:
-        raise FileNotFoundError("mpl-data/sample_data/jacksboro_fault_dem.npz of the package matplotlib")
+        raise FileNotFoundError(f"{_DEM[1]} of the package {_DEM[0]}")
     with np.load(path) as stored:
         heights = stored["elevation"].astype(np.float64)
     return (heights - heights.min()) / np.ptp(heights)
@@ -306,9 +306,9 @@ def elevation() -> npt.NDArray[np.float64]:
 
 def range_scan() -> npt.NDArray[np.float64]:
     """A range scan of a face from PyMeshLab's samples: 85,849 points in space."""
-    path = packaged_file("pymeshlab", _SCAN)
+    path = packaged_file(*_SCAN)
     if path is None:
-        raise FileNotFoundError(f"{_SCAN} of the package pymeshlab")
+        raise FileNotFoundError(f"{_SCAN[1]} of the package {_SCAN[0]}")
     return load_mesh(path)[0]
 
 
@@ -348,7 +348,7 @@ def scan(seed: int, resolution: int, channels: int, filters: int) -> Arrays:
 def mask_file(path: Path) -> tuple[Problem, ...]:
     """Problems on a user's mask, a picture whose bright pixels are active: random features, each kind of operation."""
     mask = (masks.gray(masks.picture(path)) > 0.5).astype(np.float64)[None]
-    name, where = f"mask:{path.name}", {"title": str(path), "traits": frozenset({"real"})}
+    named = partial(Problem, f"mask:{path.name}", title=str(path), traits=frozenset({"real"}))
 
     def blocks(seed: int, block_size: int) -> Arrays:
         params = block_params(mask.shape[1:], (block_size, block_size), (3, 3))
@@ -376,10 +376,10 @@ def mask_file(path: Path) -> tuple[Problem, ...]:
         return on_sites(np.random.default_rng(seed), coords, shape, 1, channels, channels, (3, 3))
 
     return (
-        Problem(name, blocks, {"block_size": 16}, operation="reduce_mask", **where),
-        Problem(name, pixels, {"channels": 16}, operation="masked", **where),
-        Problem(name, residual_unit, {"channels": 32, "bottleneck": 8}, operation="masked_residual", **where),
-        Problem(name, on_mask_sites, {"channels": 16}, operation="submanifold", **where),
+        named(make=blocks, parameters={"block_size": 16}, operation="reduce_mask"),
+        named(make=pixels, parameters={"channels": 16}, operation="masked"),
+        named(make=residual_unit, parameters={"channels": 32, "bottleneck": 8}, operation="masked_residual"),
+        named(make=on_mask_sites, parameters={"channels": 16}, operation="submanifold"),
     )
 
 
@@ -408,8 +408,8 @@ def missing_file(package: str, relative: str) -> list[str]:
     return []
 
 
-_SCAN = "tests/sample_meshes/rangemaps/face000.ply"
-_DEM = "mpl-data/sample_data/jacksboro_fault_dem.npz"
+_SCAN = ("pymeshlab", "tests/sample_meshes/rangemaps/face000.ply")
+_DEM = ("matplotlib", "mpl-data/sample_data/jacksboro_fault_dem.npz")
 _DEFAULT = ("verify",)
 _SMALLEST = ("verify", "quick", "tiny", "invariants")
 
@@ -433,23 +433,23 @@ _TILES = _window((3, 3), (3, 3), (-3, 2))
 
 _MASKS = (
     _problem(
-        "reduce_mask", "blocks-overlap", mask_blocks, "masks of every kind, windows overlap and start outside", _SMALLEST,
+        "reduce_mask", "mask-overlap", mask_blocks, "masks of every kind, windows overlap, start outside", _SMALLEST,
         height=13, width=10, tol=0.5, avgpool=False, on_empty="none", window=_OVERLAP,
     ),
     _problem(
-        "reduce_mask", "blocks-average", mask_blocks, "averages, gaps between the windows, one channel", _DEFAULT,
+        "reduce_mask", "mask-average", mask_blocks, "averages, gaps between the windows, one channel", _DEFAULT,
         height=7, width=11, tol=0.05, avgpool=True, on_empty="none", window=_GAPS,
     ),
     _problem(
-        "reduce_mask", "blocks-outside", mask_blocks, "a tolerance below 0 makes averages outside the image active",
+        "reduce_mask", "mask-outside", mask_blocks, "a tolerance below 0 makes averages outside the image active",
         _DEFAULT, height=6, width=5, tol=-0.25, avgpool=True, on_empty="none", window=_window((2, 3), (2, 3), (-6, -2)),
     ),
     _problem(
-        "reduce_mask", "blocks-first", mask_blocks, "nothing is active: block (0, 0, 0) as in SBNet", _DEFAULT,
+        "reduce_mask", "mask-first", mask_blocks, "nothing is active: block (0, 0, 0) as in SBNet", _DEFAULT,
         height=5, width=5, tol=0.0, avgpool=False, on_empty="first", window=_window((1, 1), (1, 1), (0, 0)),
     ),
     _problem(
-        "reduce_mask", "blocks-large", mask_blocks, "windows larger than the image", ("full",),
+        "reduce_mask", "mask-large", mask_blocks, "windows larger than the image", ("full",),
         height=28, width=28, tol=0.0, avgpool=False, on_empty="none", window=_window((40, 41), (16, 18), (-3, 2)),
     ),
     _problem(
@@ -523,7 +523,7 @@ _CONVOLUTIONS = (
     Problem(
         "terrain", terrain, {"channels": 5, "filters": 8, "sparsity": 0.9},
         "the highest tenth of the Jacksboro fault, 344 x 403 (Matplotlib's samples)", frozenset({"verify", "real"}),
-        partial(missing_file, "matplotlib", _DEM), operation="masked",
+        partial(missing_file, *_DEM), operation="masked",
     ),
 )  # fmt: skip
 
@@ -534,20 +534,21 @@ _UNITS = (
         bn="inference",
     ),
     _problem(
-        "residual", "unit-original", residual, "the border as in SBNet", (*_DEFAULT, "invariants"),
+        "residual", "unit-original", residual, "the border as in SBNet", (*_DEFAULT, "invariants", "ring"),
         size=(2, 7, 8), channels=4, bottleneck=3, filters=0, bsize=(5, 4), strides=(1, 1), border="original",
         bn="inference",
     ),
     _problem(
-        "residual", "unit-stack", residual, "statistics of the stack, border as in SBNet", _DEFAULT,
-        size=(3, 9, 9), channels=4, bottleneck=2, filters=0, bsize=(5, 5), strides=(1, 1), border="original", bn="stack",
+        "residual", "unit-stack", residual, "statistics of the stack, border as in SBNet", (*_DEFAULT, "statistics"),
+        size=(3, 9, 9), channels=4, bottleneck=2, filters=0, bsize=(5, 5), strides=(1, 1), border="original",
+        bn="stack",
     ),
     _problem(
-        "residual", "unit-active", residual, "statistics of the active pixels", _DEFAULT,
+        "residual", "unit-active", residual, "statistics of the active pixels", (*_DEFAULT, "statistics"),
         size=(3, 9, 9), channels=4, bottleneck=2, filters=0, bsize=(5, 5), strides=(1, 1), border="dense", bn="active",
     ),
     _problem(
-        "residual", "unit-strided", residual, "strides 2 and a projection", _DEFAULT,
+        "residual", "unit-strided", residual, "strides 2 and a projection", (*_DEFAULT, "projection"),
         size=(2, 10, 9), channels=3, bottleneck=2, filters=6, bsize=(7, 9), strides=(2, 2), border="dense",
         bn="inference",
     ),
@@ -557,7 +558,7 @@ _UNITS = (
     ),
     _problem(
         "masked_residual", "unit-pixels-original", masked_residual, "the border as in SBNet, no first normalisation",
-        _DEFAULT, size=(2, 7, 8), channels=4, bottleneck=3, border="original", first=False,
+        (*_DEFAULT, "ring"), size=(2, 7, 8), channels=4, bottleneck=3, border="original", first=False,
     ),
 )  # fmt: skip
 
@@ -581,7 +582,7 @@ _SITES = (
     Problem(
         "scan", scan, {"resolution": 40, "channels": 4, "filters": 8},
         "voxels of a range scan of a face (PyMeshLab's samples)", frozenset({"verify", "real"}),
-        partial(missing_file, "pymeshlab", _SCAN), operation="submanifold",
+        partial(missing_file, *_SCAN), operation="submanifold",
     ),
     _problem(
         "strided", "strided-2d", strided, "3x3 with stride 2", _SMALLEST,

@@ -1,12 +1,11 @@
 """The benchmark's problems: the stages of two residual networks at 400 x 700, as SBNet's authors timed them.
 
-Ren, Pokrovsky, Yang, Urtasun, "SBNet", CVPR 2018, tables 1 and 2, and uber-research/sbnet ``benchmark/tf_conv_dims.py``.
+Ren, Pokrovsky, Yang, Urtasun, "SBNet", CVPR 2018, tables 1 and 2; uber-research/sbnet ``benchmark/tf_conv_dims.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -213,8 +212,10 @@ def _workloads() -> Iterator[Problem]:
             channels, bottleneck = layers[number]
             size: dict[str, Parameter] = {"height": height, "width": width}
             masked: dict[str, Parameter] = {"mask": "topleft", "sparsity": 0.9}
-            inner, outer = {"channels": bottleneck}, {"channels": channels, "bottleneck": bottleneck}
-            reduced, blocks = {"include_reduce": False}, {"block_size": "auto"}
+            inner: dict[str, Parameter] = {"channels": bottleneck}
+            outer: dict[str, Parameter] = {"channels": channels, "bottleneck": bottleneck}
+            reduced: dict[str, Parameter] = {"include_reduce": False}
+            blocks: dict[str, Parameter] = {"block_size": "auto"}
             for test, operation, make, parameters in (
                 ("conv", "masked", conv, {**size, **inner, **masked, **reduced}),
                 ("res", "masked_residual", res, {**size, **outer, **masked, **reduced}),
@@ -244,14 +245,16 @@ def _operators() -> Iterator[Problem]:
     (height, width), _ = STAGES["conv-2"]
     size: dict[str, Parameter] = {"height": height, "width": width}
     masked: dict[str, Parameter] = {"mask": "blobs", "sparsity": 0.9, "block_size": "auto"}
+    nothing: dict[str, Parameter] = {}
+    wide: dict[str, Parameter] = {"channels": 96}
     for name, operation, make, channels in (
-        ("reduce", "reduce_mask", reduction, {}),
-        ("gather", "gather", gathering, {"channels": 96}),
-        ("scatter", "scatter", scattering, {"channels": 96}),
+        ("reduce", "reduce_mask", reduction, nothing),
+        ("gather", "gather", gathering, wide),
+        ("scatter", "scatter", scattering, wide),
     ):
         yield Problem(
             f"ops/{name}",
-            partial(make),
+            make,
             {**size, **channels, **masked},
             f"the operator alone, {height} x {width}",
             tiny={"height": 24, "width": 30},
