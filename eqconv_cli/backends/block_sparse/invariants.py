@@ -95,7 +95,7 @@ def block_size(compute: Compute, inputs: Arrays, seed: int) -> Sequence[Pair]:
     larger = {**inputs, "bsize": inputs["bsize"] + 2 * inputs["strides"]}
     results = [compute({**given, "index": _reduced(mask, _params(given))})["y"][dilated] for given in (inputs, larger)]
     return [
-        Pair("size", *results),
+        Pair("size", small, large),
         *(Pair("order", p.actual, p.expected) for p in order_of_rows(compute, inputs, seed)),
     ]
 
@@ -178,8 +178,16 @@ def _params(inputs: Arrays) -> BlockParams:
 
 
 def _reduced(mask: npt.NDArray[Any], params: BlockParams) -> npt.NDArray[np.int32]:
-    at = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
-    return reduce_mask(mask, params.bcount, tol=0.5, version="sliced", **at).active_block_indices
+    index = reduce_mask(
+        mask,
+        params.bcount,
+        bsize=params.bsize,
+        bstride=params.bstrides,
+        boffset=params.boffset,
+        tol=0.5,
+        version="sliced",
+    )
+    return index.active_block_indices
 
 
 def _dilated(mask: npt.NDArray[Any], inputs: Arrays) -> npt.NDArray[np.bool_]:

@@ -192,8 +192,16 @@ def _best(
     found = []
     for size in sizes:
         made = block_params_chain(active.shape[1:], size, kernels)
-        at = {"bsize": made.bsize, "bstride": made.bstrides, "boffset": made.boffset}
-        index = reduce_mask(active, made.bcount, tol=_THRESHOLD, avgpool=True, version="indexed", **at)
+        index = reduce_mask(
+            active,
+            made.bcount,
+            bsize=made.bsize,
+            bstride=made.bstrides,
+            boffset=made.boffset,
+            tol=_THRESHOLD,
+            avgpool=True,
+            version="indexed",
+        )
         found.append((made, index.active_block_indices))
     return min(found, key=lambda pair: len(pair[1]) * pair[0].bsize[0] * pair[0].bsize[1])
 
