@@ -453,11 +453,11 @@ _MASKS = (
         height=28, width=28, tol=0.0, avgpool=False, on_empty="none", window=_window((40, 41), (16, 18), (-3, 2)),
     ),
     _problem(
-        "pixel_index", "pixels", mask_pixels, "masks of every kind, dilated by 3x3", _SMALLEST,
+        "pixel_index", "mask-dilated", mask_pixels, "masks of every kind, dilated by 3x3", _SMALLEST,
         height=13, width=9, ksize=(3, 3), strides=(1, 1), padding="SAME",
     ),
     _problem(
-        "pixel_index", "pixels-strided", mask_pixels, "strides 2 and 1 over 2x3, no padding", _DEFAULT,
+        "pixel_index", "mask-dilated-strided", mask_pixels, "strides 2 and 1 over 2x3, no padding", _DEFAULT,
         height=7, width=11, ksize=(2, 3), strides=(2, 1), padding="VALID",
     ),
 )  # fmt: skip
