@@ -143,8 +143,6 @@ Shape4 shape_of_blocks(const eqc_blocks& a) {
     return {a.rows, a.window_height, a.window_width, a.channels};
 }
 
-Shape4 shape_of_image(const eqc_blocks& a) { return {a.images, a.height, a.width, a.channels}; }
-
 Tensor block_gather(const Tensor& x, const Tensor& index, const Maybe& count, const Integers& window, int64_t flags,
                     int64_t threads, const std::string& core) {
     Call call(block_gather_operation, x, core);
