@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     rows: Tensor
     #: int32 [1], on the device of the rows.
     count: Tensor
-    #: Whether all rows are known to count.
+    #: Whether all rows count, for sure.
     whole: bool
 
 
@@ -63,16 +63,9 @@ def block_rows(index: BlockIndex, images: int, device: torch.device) -> Rows:
     """
     rows, count = (torch.as_tensor(part) for part in index)
     arguments.check_index(rows.shape, count.shape, dtype_name(rows))
-    counted = len(rows)
-    if not torch.compiler.is_compiling():
-        if count.device.type == "cpu":
-            counted = int(count[0])
-            if not 0 <= counted <= len(rows):
-                raise IndexError(f"bin_counts is {counted} but active_block_indices has {len(rows)} rows")
-        if rows.device.type == "cpu" and counted:
-            checked = rows[:counted]
-            arguments.check_range(checked.amin(0).tolist(), int(checked[:, 0].amax()), images)
-    whole = count.device.type == "cpu" and counted == len(rows) and not torch.compiler.is_compiling()
+    rows, whole = _counted("bin_counts", count, "active_block_indices", rows)
+    if len(rows) and _readable(rows):
+        arguments.check_range(rows.amin(0).tolist(), int(rows[:, 0].amax()), images)
     return Rows(rows.to(device, torch.int32), count.to(device, torch.int32), whole)
 
 
@@ -93,18 +86,27 @@ def pixel_rows(pixels: PixelIndex, grid: tuple[int, int, int], device: torch.dev
     if tuple(pixels.grid) != grid:
         raise ValueError(f"pixels is a list for an output of (N, H, W) = {tuple(pixels.grid)}: this one is {grid}")
     arguments.check_positions(grid[0] * grid[1] * grid[2])
-    counted = len(positions)
-    if not torch.compiler.is_compiling():
-        if count.device.type == "cpu":
-            counted = int(count[0])
-            if not 0 <= counted <= len(positions):
-                raise IndexError(f"count is {counted} but pixels has {len(positions)} positions")
-        if positions.device.type == "cpu" and counted:
-            low, high = (int(bound) for bound in torch.aminmax(positions[:counted]))
-            if low < 0 or high >= grid[0] * grid[1] * grid[2]:
-                raise IndexError(f"pixels has positions from {low} to {high}: allowed: 0 to {grid[0] * grid[1] * grid[2] - 1}")
-    whole = count.device.type == "cpu" and counted == len(positions) and not torch.compiler.is_compiling()
+    positions, whole = _counted("count", count, "pixels", positions)
+    if len(positions) and _readable(positions):
+        low, high = (int(bound) for bound in torch.aminmax(positions))
+        most = grid[0] * grid[1] * grid[2] - 1
+        if low < 0 or high > most:
+            raise IndexError(f"pixels has positions from {low} to {high}: allowed: 0 to {most}")
     return Rows(positions.to(device, torch.int32), count.to(device, torch.int32), whole)
+
+
+def _counted(count_name: str, count: Tensor, name: str, entries: Tensor) -> tuple[Tensor, bool]:
+    """The entries without those behind the count, where it can be read without waiting, and whether that was done."""
+    if not _readable(count):
+        return entries, False
+    number = int(count[0])
+    if not 0 <= number <= len(entries):
+        raise IndexError(f"{count_name} is {number} but {name} has {len(entries)} rows")
+    return entries[:number], True
+
+
+def _readable(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def counting(rows: Rows) -> Tensor:

@@ -13,8 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from eqconv_cli.backends.block_sparse import torch_residual_backward
 from eqconv_cli.backends.block_sparse.arguments import Window
-from eqconv_cli.backends.block_sparse.options import Flag, Fused
-from eqconv_cli.errors import Unavailable
+from eqconv_cli.backends.block_sparse.options import Flag, Fused, kernels_or
 from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
 
 _SECOND_ORDER = "version='fused' has first derivatives only: take another version for derivatives of gradients"
@@ -26,7 +25,6 @@ _TRANSPOSE, _ADD, _OWNED, _RELU = Flag.TRANSPOSE, Flag.ADD, Flag.OWNED, Flag.REL
 _DX, _DW, _DB = 1, 2, 4
 
 F = TypeVar("F", bound=Callable[..., Any])
-DEFAULT = Fused()
 
 
 def _constant(function: F) -> F:
@@ -44,21 +42,9 @@ def missing(settings: Fused, device_type: str) -> list[str]:
     return list(missing_kernels("torch", settings.core or device_type))
 
 
-def settings_of(version: Any, tensor: Tensor) -> Fused | None:
-    """The settings of the compiled kernels where ``version`` asks for them, or "auto" can have them; else None.
-
-    Raises:
-        Unavailable: they are asked for and something is missing.
-    """
-    settings = version if isinstance(version, Fused) else DEFAULT
-    if not isinstance(version, Fused) and version not in ("auto", "fused"):
-        return None
-    reasons = missing(settings, tensor.device.type)
-    if not reasons:
-        return settings
-    if version == "auto":
-        return None
-    raise Unavailable("version='fused'", reasons)
+def version_on(version: str | Fused, compositions: Sequence[str], tensor: Tensor) -> Fused | str:
+    """:func:`kernels_or` for the device of a tensor."""
+    return kernels_or(version, compositions, lambda settings: missing(settings, tensor.device.type))
 
 
 # Lists: no gradients.
@@ -72,9 +58,7 @@ def mask_blocks(
     return _reduce("mask_blocks", mask, grid, at, tol, flags, settings)
 
 
-def mask_pixels(
-    mask: Tensor, grid: tuple[int, int], at: Window, tol: float, settings: Fused
-) -> tuple[Tensor, Tensor]:
+def mask_pixels(mask: Tensor, grid: tuple[int, int], at: Window, tol: float, settings: Fused) -> tuple[Tensor, Tensor]:
     """The flat positions of the active windows: int32 [N * grid] and their number int32 [1]."""
     return _reduce("mask_pixels", mask, grid, at, tol, 0, settings)
 
@@ -138,7 +122,9 @@ def block_scatter_(
     flags = _TRANSPOSE * transpose + _ADD * add + settings.processor_flags
     arguments = (blocks, rows, count, _numbers(at), flags)
     if _recording((y, blocks)):
-        return cast(Tensor, _ScatterInPlace.apply(_operator("block_scatter_", _place(settings, y)), settings, y, *arguments))
+        return cast(
+            Tensor, _ScatterInPlace.apply(_operator("block_scatter_", _place(settings, y)), settings, y, *arguments)
+        )
     _call("block_scatter_", settings, y, (y, *arguments))
     return y
 
@@ -181,7 +167,9 @@ def image_convolution_(
     flags = _RELU * relu + settings.processor_flags
     arguments = (x, w, bias, site, count, geometry, flags)
     if _recording((y, x, w, bias)):
-        return cast(Tensor, _ConvolutionInPlace.apply(_operator("site_forward_", _place(settings, y)), settings, y, *arguments))
+        return cast(
+            Tensor, _ConvolutionInPlace.apply(_operator("site_forward_", _place(settings, y)), settings, y, *arguments)
+        )
     _call("site_forward_", settings, y, (y, *arguments))
     return y
 
@@ -206,7 +194,9 @@ def table_convolution(
 # The residual unit.
 
 
-def residual(x: Tensor, site: Tensor, count: Tensor, unit: Sequence[Tensor | None], original: bool, settings: Fused) -> Tensor:
+def residual(
+    x: Tensor, site: Tensor, count: Tensor, unit: Sequence[Tensor | None], original: bool, settings: Fused
+) -> Tensor:
     """The unit at the listed pixels, x elsewhere; differentiable.
 
     ``unit``: scale1, shift1 (both None without the first normalisation), w1, scale2, shift2, w2, scale3, shift3, w3.
@@ -222,7 +212,9 @@ def residual_(
     flags = Flag.ORIGINAL * original + settings.processor_flags
     arguments = (x, site, count, *unit, flags)
     if _recording((y, x, *unit)):
-        return cast(Tensor, _ResidualInPlace.apply(_operator("residual_forward_", _place(settings, y)), settings, y, *arguments))
+        return cast(
+            Tensor, _ResidualInPlace.apply(_operator("residual_forward_", _place(settings, y)), settings, y, *arguments)
+        )
     _call("residual_forward_", settings, y, (y, *arguments))
     return y
 
@@ -258,7 +250,9 @@ def _differentiable(name: str, settings: Fused, reals: Sequence[Tensor | None], 
         _ready(place)
         return getattr(torch.ops.eqconv, name).default(*arguments)
     operator = _operator(name, place)
-    if forward_ad._current_level >= 0 and any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in reals):
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in reals
+    ):
         raise NotImplementedError(_NO_FORWARD_MODE)
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return operator(*arguments)
@@ -501,7 +495,9 @@ def _register() -> None:
         "mask_blocks": lambda mask, *rest: _fake_list(mask, (mask.shape[0] * rest[0] * rest[1], 3)),
         "mask_pixels": lambda mask, *rest: _fake_list(mask, (mask.shape[0] * rest[0] * rest[1],)),
         "block_gather": _fake_gather,
-        "block_scatter": lambda blocks, index, count, base, image, *_: (base if blocks is None else blocks).new_empty(image),
+        "block_scatter": lambda blocks, index, count, base, image, *_: (base if blocks is None else blocks).new_empty(
+            image
+        ),
         "block_scatter_": lambda *_: None,
         "block_pixels": lambda index, count, image, *_: _fake_list(index, (image[0] * image[1] * image[2],)),
         "site_forward": _fake_site_forward,
@@ -535,7 +531,9 @@ def _fake_gather(x: Tensor, index: Tensor, count: Tensor | None, window: list[in
     return x.new_empty((rows, channels, height, width) if flags & _TRANSPOSE else (rows, height, width, channels))
 
 
-def _fake_site_forward(x: Tensor, w: Tensor, bias: Any, base: Any, site: Any, count: Any, table: Any, *rest: Any) -> Tensor:
+def _fake_site_forward(
+    x: Tensor, w: Tensor, bias: Any, base: Any, site: Any, count: Any, table: Any, *rest: Any
+) -> Tensor:
     if table is not None:
         return x.new_empty(table.shape[0], w.shape[-1])
     return x.new_empty(x.shape[0], *rest[0][:2], w.shape[-1])
@@ -556,7 +554,9 @@ def _fake_site_outputs(coords: Tensor, count: Any, batch: int, geometry: list[in
     return _fake_list(coords, (min(by_sites, by_places), 1 + axes))
 
 
-def _fake_site_table(coords: Tensor, count: Any, out_coords: Tensor, out_count: Any, batch: int, geometry: list[int], *_: Any) -> Tensor:
+def _fake_site_table(
+    coords: Tensor, count: Any, out_coords: Tensor, out_count: Any, batch: int, geometry: list[int], *_: Any
+) -> Tensor:
     axes, taps = coords.shape[1] - 1, 1
     for size in geometry[2 * axes : 3 * axes]:
         taps *= size

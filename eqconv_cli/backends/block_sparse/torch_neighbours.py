@@ -57,3 +57,24 @@ def of_blocks(blocks: Rows, at: Window, size: Pair) -> tuple[Tensor, Tensor]:
     inside = rows_in[:, :, None] & columns_in[:, None, :]
     flat = ((image * size[0])[:, None] + h)[:, :, None] * size[1] + w[:, None, :]
     return torch.where(inside, flat, 0), inside
+
+
+def touched(pixels: Tensor, images: int, size: Pair) -> tuple[Tensor, Tensor]:
+    """The pixels that 3x3 windows about the listed ones see.
+
+    Args:
+        pixels: int64 [P], flat positions.
+        images: N.
+        size: height and width.
+
+    Returns:
+        Flat positions int64 [R], ascending, and the row among them at each tap int64 [P, 9]; R is outside the image.
+    """
+    flat, inside = of_pixels(pixels, size, size, (3, 3), (1, 1), (1, 1))
+    seen = torch.zeros(images * size[0] * size[1], dtype=torch.bool, device=pixels.device)
+    seen[flat[inside]] = True
+    positions = seen.nonzero().squeeze(1)
+    row_of = torch.zeros(len(seen), dtype=torch.long, device=pixels.device)
+    row_of[positions] = torch.arange(len(positions), device=pixels.device)
+    outside = len(positions)
+    return positions, torch.where(inside, row_of[flat], outside) if len(seen) else flat

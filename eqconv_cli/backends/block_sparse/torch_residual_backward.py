@@ -60,15 +60,7 @@ def _backward(
     """The gradients of x, scale1, shift1, w1, ..., w3; those that are not wanted are empty."""
     images, height, width, channels = x.shape
     pixels = (site if count is None else site[: int(count)]).long()
-    size = (height, width)
-    flat, inside = torch_neighbours.of_pixels(pixels, size, size, (3, 3), (1, 1), (1, 1))
-    # The pixels that the 3x3 convolution reads, and at each tap the row among them.
-    read = torch.zeros(images * height * width, dtype=torch.bool, device=x.device)
-    read[flat[inside]] = True
-    touched = read.nonzero().squeeze(1)
-    row_of = torch.zeros(len(read), dtype=torch.long, device=x.device)
-    row_of[touched] = torch.arange(len(touched), device=x.device)
-    taps = torch.where(inside, row_of[flat], len(touched))
+    touched, taps = torch_neighbours.touched(pixels, images, (height, width))
 
     # Forward. One row more than there are pixels stands for all that is outside of the image.
     original = bool(flags & Flag.ORIGINAL)
