@@ -20,7 +20,7 @@ class Rows(NamedTuple):
     #: int32 [B, 3].
     rows: Tensor
     #: int32 [1], on the device of the rows.
-    count: Tensor
+    number: Tensor
     #: Whether all rows count, for sure.
     whole: bool
 
@@ -111,7 +111,7 @@ def _readable(tensor: Tensor) -> bool:
 
 def counting(rows: Rows) -> Tensor:
     """The entries that count, int64; waits for a GPU unless all do."""
-    entries = rows.rows if rows.whole else rows.rows[: int(rows.count)]
+    entries = rows.rows if rows.whole else rows.rows[: int(rows.number)]
     return entries.long()
 
 

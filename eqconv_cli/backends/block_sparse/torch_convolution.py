@@ -7,7 +7,7 @@ TensorFlow's: for a stride above 1 it is not the same in front and behind, as Py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ def sparse_conv2d(
         w: [kh, kw, C, K], or with ``w_layout="OIHW"`` PyTorch's [K, C, kh, kw].
         index: the active blocks, see :func:`reduce_mask`.
         params: from :func:`block_params` for this image, kernel and strides; it tells the padding, too.
-        base: "zeros", "input" (x itself: SBNet's; needs K = C and an output of the input's size), or [N, Hout, Wout, K].
+        base: "zeros", "input" (x itself: SBNet's; needs K = C and an output like x), or [N, Hout, Wout, K].
         strides: two numbers or TensorFlow's four.
         bias: [K].
         activation: None or "relu"; with the bias applied to what is computed, not to the base.
@@ -179,7 +179,7 @@ def sparse_conv2d_matmul(
     kernel = kernel_hwio(w, w_layout, x.shape[-1])
     arguments.check_mask(mask.shape, x.shape)
     pixels = pixel_index(mask, tol=tol, ksize=kernel.shape[:2], strides=strides, padding=padding)
-    options = {"strides": strides, "padding": padding, "base": base, "bias": bias, "activation": activation}
+    options: dict[str, Any] = {"strides": strides, "padding": padding, "base": base, "bias": bias, "activation": activation}
     return masked_conv2d(x, kernel, pixels, **options, version="matmul")
 
 
@@ -226,7 +226,7 @@ def convert_mask_to_indices(mask: Tensor, params: BlockParams, *, tol: float, pa
         TypeError, ValueError: as for :func:`reduce_mask`.
     """
     check_padding(padding)
-    geometry = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
+    geometry: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
     index = reduce_mask(mask, params.bcount, **geometry, tol=tol, version="indexed")
     rows = index.active_block_indices.long()
     stride = rows.new_tensor([1, *params.bstrides])
@@ -384,14 +384,14 @@ def _dense(call: Call) -> Tensor:
 def _on_blocks(call: Call, index: BlockIndex, params: BlockParams, start: Tensor | None, out: Tensor | None) -> Tensor:
     """Gather, one convolution of the stack, scatter."""
     rows = block_rows(index, call.grid[0], call.x.device)
-    index = BlockIndex(rows.rows, rows.count)
+    index = BlockIndex(rows.rows, rows.number)
     stack = sparse_gather(call.x, index, bsize=params.bsize, bstride=params.bstrides, boffset=params.boffset)
     if len(stack):
         made = functional.conv2d(stack.permute(0, 3, 1, 2), _oihw(call.w), call.bias, call.strides)
         tiles = (made.relu() if call.relu else made).permute(0, 2, 3, 1)
     else:
         tiles = stack.new_zeros(0, *params.bsize_out, call.w.shape[3])
-    tile = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": False}
+    tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": False}
     if out is not None:
         return sparse_scatter_var(tiles, index, out, **tile)
     return sparse_scatter(tiles, index, _image(call, start), **tile)
@@ -399,9 +399,9 @@ def _on_blocks(call: Call, index: BlockIndex, params: BlockParams, start: Tensor
 
 def _fused(call: Call, listed: Rows, start: Tensor | None, out: Tensor | None, settings: Fused) -> Tensor:
     if out is not None and out.is_contiguous() and not torch.compiler.is_compiling():
-        where = (listed.rows, listed.count, call.geometry, call.relu, settings)
+        where = (listed.rows, listed.number, call.geometry, call.relu, settings)
         return torch_fused.image_convolution_(out, call.x, call.w, call.bias, *where)
-    where = (listed.rows, listed.count, call.geometry, call.relu, settings)
+    where = (listed.rows, listed.number, call.geometry, call.relu, settings)
     made = torch_fused.image_convolution(call.x, call.w, call.bias, start if out is None else out, *where)
     return made if out is None else out.copy_(made)
 
@@ -484,7 +484,7 @@ def _base(call: Call, base: str | Tensor, out: Tensor | None) -> Tensor | None:
         return None
     if tuple(call.x.shape) != call.shape:
         raise ValueError(
-            f"base='input' needs an output like x {arguments.text(call.x.shape)}, but it is {arguments.text(call.shape)}"
+            f"base='input' needs an output like x, {arguments.text(call.x.shape)}: it is {arguments.text(call.shape)}"
         )
     return call.x
 

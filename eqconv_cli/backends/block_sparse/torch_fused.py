@@ -1,4 +1,4 @@
-"""The compiled kernels of this family as PyTorch operators: loading, fake kernels, gradients, and the calls themselves."""
+"""The compiled kernels of this family as PyTorch operators: loading, fake kernels, gradients, and the calls."""
 
 from __future__ import annotations
 
@@ -411,7 +411,7 @@ def _gather_gradients(ctx: Any, dy: Tensor, needs: Sequence[bool]) -> tuple[Tens
 
 
 def _setup_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    blocks, rows, count, base, ctx.image, ctx.window, ctx.flags, ctx.threads, ctx.core = inputs
+    _, rows, count, _, ctx.image, ctx.window, ctx.flags, ctx.threads, ctx.core = inputs
     ctx.save_for_backward(rows, count)
 
 

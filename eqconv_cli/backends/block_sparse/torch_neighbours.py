@@ -53,7 +53,7 @@ def of_blocks(blocks: Rows, at: Window, size: Pair) -> tuple[Tensor, Tensor]:
     w = (column * at.stride[1] + at.offset[1])[:, None] + torch.arange(at.size[1], device=device)
     rows_in, columns_in = (h >= 0) & (h < size[0]), (w >= 0) & (w < size[1])
     if not blocks.whole:
-        rows_in = rows_in & (torch.arange(len(image), device=device) < blocks.count)[:, None]
+        rows_in = rows_in & (torch.arange(len(image), device=device) < blocks.number)[:, None]
     inside = rows_in[:, :, None] & columns_in[:, None, :]
     flat = ((image * size[0])[:, None] + h)[:, :, None] * size[1] + w[:, None, :]
     return torch.where(inside, flat, 0), inside

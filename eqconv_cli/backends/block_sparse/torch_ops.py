@@ -1,7 +1,7 @@
 """Masks, blocks and lists of pixels in PyTorch: which blocks are active, blocks out of an image and back into it.
 
-Ren, Pokrovsky, Yang, Urtasun, "SBNet", CVPR 2018; the operators of uber-research/sbnet ``sbnet_ops``, in raster order and
-with a defined result where blocks overlap. Everything real is differentiable.
+Ren, Pokrovsky, Yang, Urtasun, "SBNet", CVPR 2018; the operators of uber-research/sbnet ``sbnet_ops``, in raster order
+and with a defined result where blocks overlap. Everything real is differentiable.
 
 On a GPU the compiled kernels return lists with room for everything that could be active, of which only the counted
 entries mean something; nothing waits for the count.
@@ -10,6 +10,7 @@ entries mean something; nothing waits for the count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ def sparse_gather(
     wide = dtype_name(x) in arguments.FLOATS
     how = torch_fused.version_on(version if wide else "indexed", COMPOSITIONS, image)
     if isinstance(how, Fused):
-        return torch_fused.block_gather(image, blocks.rows, blocks.count, at, transpose, how)
+        return torch_fused.block_gather(image, blocks.rows, blocks.number, at, transpose, how)
     stack = gathered(image, blocks, at)
     return stack.permute(0, 3, 1, 2).contiguous() if transpose else stack
 
@@ -172,7 +173,7 @@ def sparse_scatter(
     at, rows = _scatter_arguments(blocks, index, ybase, bsize, bstride, boffset, add, atomic, transpose)
     how = torch_fused.version_on(version, COMPOSITIONS, ybase)
     if isinstance(how, Fused):
-        return torch_fused.block_scatter(blocks, rows.rows, rows.count, ybase, at, transpose, add, how)
+        return torch_fused.block_scatter(blocks, rows.rows, rows.number, ybase, at, transpose, add, how)
     return scattered(blocks.permute(0, 2, 3, 1) if transpose else blocks, rows, ybase, at, add)
 
 
@@ -197,9 +198,9 @@ def sparse_scatter_var(
     at, rows = _scatter_arguments(blocks, index, var, bsize, bstride, boffset, add, atomic, transpose)
     how = torch_fused.version_on(version, COMPOSITIONS, var)
     if isinstance(how, Fused) and var.is_contiguous() and not torch.compiler.is_compiling():
-        return torch_fused.block_scatter_(var, blocks, rows.rows, rows.count, at, transpose, add, how)
-    geometry = {"bsize": at.size, "bstride": at.stride, "boffset": at.offset}
-    flags = {"add": add, "atomic": atomic, "transpose": transpose}
+        return torch_fused.block_scatter_(var, blocks, rows.rows, rows.number, at, transpose, add, how)
+    geometry: dict[str, Any] = {"bsize": at.size, "bstride": at.stride, "boffset": at.offset}
+    flags: dict[str, Any] = {"add": add, "atomic": atomic, "transpose": transpose}
     return var.copy_(sparse_scatter(blocks, index, var, **geometry, **flags, version=version))
 
 
@@ -283,7 +284,7 @@ def block_pixels(index: BlockIndex, params: BlockParams, images: int, version: s
     at = Window(params.bsize_out, params.bsize_out, (0, 0))
     how = torch_fused.version_on(version, COMPOSITIONS, rows.rows)
     if isinstance(how, Fused):
-        pixels, count = torch_fused.block_pixels(rows.rows, rows.count, grid, at, how)
+        pixels, count = torch_fused.block_pixels(rows.rows, rows.number, grid, at, how)
         return PixelIndex(_exact(pixels, count), count, grid)
     flat, inside = torch_neighbours.of_blocks(rows, at, params.out_size)
     covered = torch.zeros(images * params.out_size[0] * params.out_size[1], dtype=torch.bool, device=device)
@@ -356,7 +357,7 @@ def _ascending(rows: Rows) -> bool:
 
 
 def _pooled(mask: Tensor, grid: Sequence[int], at: Window, tol: float, average: bool) -> Tensor:
-    """Which windows are active [N, grid]: one axis after the other, so a pixel is read once for each window of an axis."""
+    """Which windows are active [N, grid]: one axis after the other, so an axis's windows read a pixel once."""
     limit = torch.tensor(tol, dtype=torch.float32)
     pooled = mask.float().double() if average else mask.float() > limit.to(mask.device)
     # What is outside reads the row and the column of zeros that are added here.

@@ -1,13 +1,13 @@
 """The pre-activation bottleneck on blocks of an image, or at a list of its pixels, in PyTorch.
 
-Ren, Pokrovsky, Yang, Urtasun, "SBNet", CVPR 2018, section 3; uber-research/sbnet ``benchmark/sparse_res_block_tests.py``:
+Ren, Pokrovsky, Yang, Urtasun, "SBNet", CVPR 2018, section 3; uber-research/sbnet ``benchmark/sparse_conv_lib.py``:
 y = x + conv1x1(relu(bn3(conv3x3(relu(bn2(conv1x1(relu(bn1(x))))))))), no biases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,8 +114,8 @@ def sparse_residual_unit(
 ) -> Tensor:
     """The unit on the active blocks' output tiles; the shortcut elsewhere.
 
-    Weights that were trained with one ``bn`` do not fit another, nor the dense unit: statistics over a mask are not those
-    of an image.
+    Weights that were trained with one ``bn`` do not fit another, nor the dense unit: statistics over a mask are not
+    those of an image.
 
     Args:
         x: [N, H, W, C] float32 or float64.
@@ -225,7 +225,7 @@ def _on_blocks(
     in_place: bool,
 ) -> Tensor:
     rows = _rows_once(block_rows(index, x.shape[0], x.device), bn)
-    blocks = BlockIndex(rows.rows, rows.count)
+    blocks = BlockIndex(rows.rows, rows.number)
     at = Window(params.bsize, params.bstrides, params.boffset)
     size = (x.shape[1], x.shape[2])
     stack = sparse_gather(x, blocks, bsize=at.size, bstride=at.stride, boffset=at.offset)
@@ -257,7 +257,7 @@ def _on_blocks(
         h3 = a2.new_zeros(0, *params.bsize_out, a2.shape[3])
     made = normalised(h3, weights.bn3, h3) @ weights.w3
     # Of a repeated row, which only a stack's statistics keep, every copy adds.
-    tile = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": True}
+    tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": True}
     if in_place:
         return sparse_scatter_var(made, blocks, x, **tile)
     return sparse_scatter(made, blocks, _shortcut(x, weights, step), **tile)
@@ -285,12 +285,12 @@ def _fused(
     unit = (*first, weights.w1, *second, weights.w2, *third, weights.w3)
     original = border == "original"
     if out is None or not out.is_contiguous() or torch.compiler.is_compiling():
-        made = torch_fused.residual(x, listed.rows, listed.count, unit, original, settings)
+        made = torch_fused.residual(x, listed.rows, listed.number, unit, original, settings)
         if out is None:
             return made
         image, row, column = torch_neighbours.split(counting(listed), x.shape[1], x.shape[2])
         return out.index_put_((image, row, column), made[image, row, column])
-    return torch_fused.residual_(out, x, listed.rows, listed.count, unit, original, settings)
+    return torch_fused.residual_(out, x, listed.rows, listed.number, unit, original, settings)
 
 
 def _rectified(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
@@ -309,7 +309,7 @@ def _tile(params: BlockParams) -> Window:
 
 def _rows_once(rows: Rows, bn: str) -> Rows:
     """The rows that count; without repeats, unless statistics are to count them."""
-    listed = rows.rows if rows.whole else rows.rows[: int(rows.count)]
+    listed = rows.rows if rows.whole else rows.rows[: int(rows.number)]
     if bn != "stack":
         listed = torch.unique(listed, dim=0) if len(listed) else listed
     return Rows(listed, torch.tensor([len(listed)], dtype=torch.int32, device=listed.device), True)

@@ -358,8 +358,8 @@ def _convolved(
     if how == "dense":
         made = _by_image(feats, w, around, backwards)
     else:
-        table = (around.inverse if backwards else around.table).long()
-        made = (_by_table if how == "table" else _by_pairs)(feats, w.flatten(0, -3), table)
+        rows = (around.inverse if backwards else around.table).long()
+        made = (_by_table if how == "table" else _by_pairs)(feats, w.flatten(0, -3), rows)
     return made if bias is None else made + bias
 
 
