@@ -15,11 +15,11 @@ W_LAYOUTS = ("HWIO", "OIHW")
 
 
 class Rows(NamedTuple):
-    """A list of blocks: the first ``count[0]`` rows count."""
+    """A list of blocks: the first ``number[0]`` rows count."""
 
     #: int32 [B, 3].
     rows: Tensor
-    #: int32 [1], on the device of the rows.
+    #: How many count: int32 [1], on the device of the rows.
     number: Tensor
     #: Whether all rows count, for sure.
     whole: bool

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eqconv_cli.backends.block_sparse import arguments, torch_fused, torch_neighbours
+from eqconv_cli.backends.block_sparse import arguments, cost_model, torch_fused, torch_neighbours
 from eqconv_cli.backends.block_sparse.geometry import (
+    PADDINGS,
     BlockParams,
     Pair,
     block_params,
@@ -30,6 +31,7 @@ from eqconv_cli.backends.block_sparse.torch_arguments import (
     check_like,
     check_real,
     counting,
+    dtype_name,
     kernel_hwio,
     pixel_rows,
     widened,
@@ -38,7 +40,6 @@ from eqconv_cli.backends.block_sparse.torch_ops import (
     block_pixels,
     out_grid,
     pixel_index,
-    reduce_mask,
     rows_at,
     sparse_gather,
     sparse_scatter,
@@ -49,8 +50,6 @@ from eqconv_cli.backends.block_sparse.torch_ops import (
 #: the kernels.
 BLOCK_COMPOSITIONS = ("blocks",)
 PIXEL_COMPOSITIONS = ("matmul", "dense", "blocks", "upsample", "rulebook")
-#: Edge of the tiles that the version "blocks" of :func:`masked_conv2d` writes.
-_TILE = 8
 
 
 class Call(NamedTuple):
@@ -147,9 +146,9 @@ def sparse_conv2d(
         Unavailable: version is "fused" and the kernels are not built.
     """
     x, w, bias = widened(x, w, bias)
-    padding = "VALID" if tuple(params.out_size) == _valid(x, w, strides, w_layout) else "SAME"
-    call = _call(x, w, strides, padding, bias, activation, w_layout)
-    _check_params(call, params)
+    arguments.check_image("x", x.shape)
+    w = kernel_hwio(w, w_layout, x.shape[3])
+    call = _call(x, w, strides, _padding_of(x, w, params, strides), bias, activation, "HWIO")
     start = _base(call, base, out)
     how = torch_fused.version_on(version, BLOCK_COMPOSITIONS, x)
     if isinstance(how, Fused):
@@ -179,7 +178,13 @@ def sparse_conv2d_matmul(
     kernel = kernel_hwio(w, w_layout, x.shape[-1])
     arguments.check_mask(mask.shape, x.shape)
     pixels = pixel_index(mask, tol=tol, ksize=kernel.shape[:2], strides=strides, padding=padding)
-    options: dict[str, Any] = {"strides": strides, "padding": padding, "base": base, "bias": bias, "activation": activation}
+    options: dict[str, Any] = {
+        "strides": strides,
+        "padding": padding,
+        "base": base,
+        "bias": bias,
+        "activation": activation,
+    }
     return masked_conv2d(x, kernel, pixels, **options, version="matmul")
 
 
@@ -210,51 +215,57 @@ def mask_conv2d(
     return _dense(call) * largest.permute(0, 2, 3, 1)
 
 
-def convert_mask_to_indices(mask: Tensor, params: BlockParams, *, tol: float, padding: str = "SAME") -> Tensor:
-    """The centres of the active blocks, int64 [B, 3]: (image, row, column) in the image as :func:`padded` has it.
+def convert_mask_to_indices(
+    mask: Tensor,
+    bsize: Sequence[int],
+    ksize: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    padding: str = "SAME",
+    tol: float = 0.0,
+) -> Tensor:
+    """Active blocks of a convolution as pooling finds them: int64 [B, 3], (image, i, j).
 
-    SBNet's route without its own operators: the largest mask value of each window, compared with ``tol``, times the
-    stride, plus (bsize - 1) // 2.
+    Equal to the rows of :func:`reduce_mask` with the geometry of ``block_params``; the slow route of SBNet, kept to
+    compare with. :func:`upsample_indices` makes the blocks' pixels of them.
 
     Args:
-        mask: as for :func:`reduce_mask`.
-        params: geometry of the convolution.
+        mask: as for :func:`reduce_mask`, of the size of the convolution's input.
+        bsize, ksize, strides, padding: as for :func:`block_params`.
         tol: a value equal to it is inactive.
-        padding: "SAME" or "VALID", as for ``params``.
 
     Raises:
-        TypeError, ValueError: as for :func:`reduce_mask`.
+        TypeError, ValueError: as for :func:`reduce_mask` and :func:`block_params`.
     """
-    check_padding(padding)
-    geometry: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
-    index = reduce_mask(mask, params.bcount, **geometry, tol=tol, version="indexed")
-    rows = index.active_block_indices.long()
-    stride = rows.new_tensor([1, *params.bstrides])
-    centre = rows.new_tensor([0, *((size - 1) // 2 for size in params.bsize)])
-    return rows * stride + centre
-
-
-def upsample_indices(centres: Tensor, size: Sequence[int]) -> Tensor:
-    """Every pixel of the windows about these centres: int64 [B, h, w, 3], (image, row, column).
-
-    Args:
-        centres: [B, 3], see :func:`convert_mask_to_indices`.
-        size: (h, w) of the windows, which start (size - 1) // 2 before their centres.
-    """
-    height, width = (torch.arange(n, device=centres.device) - (n - 1) // 2 for n in size)
-    zero = torch.zeros(len(height), len(width), dtype=torch.long, device=centres.device)
-    offsets = torch.stack([zero, zero + height[:, None], zero + width], -1)
-    return centres.long()[:, None, None, :] + offsets
-
-
-def padded(x: Tensor, params: BlockParams) -> Tensor:
-    """``x`` [N, H, W, C] with zeros around it, so that every block of the grid lies inside."""
+    check_real("mask", mask, ("bool",))
+    arguments.check_mask(mask.shape)
+    arguments.check_tolerance(tol)
+    params = block_params(mask.shape[1:3], bsize, ksize, strides, padding)
     pads = []
     for axis in (1, 0):
         front = -params.boffset[axis]
         reach = params.bstrides[axis] * (params.bcount[axis] - 1) + params.bsize[axis]
-        pads += [front, max(0, reach - front - x.shape[1 + axis])]
-    return functional.pad(x, (0, 0, *pads))
+        pads += [front, max(0, reach - front - mask.shape[1 + axis])]
+    above = (mask.detach().reshape(mask.shape[0], 1, *mask.shape[1:3]).float() > tol).float()
+    pooled = functional.max_pool2d(functional.pad(above, pads), params.bsize, params.bstrides)
+    return pooled[:, 0, : params.bcount[0], : params.bcount[1]].nonzero()
+
+
+def upsample_indices(indices: Tensor, bsize: Sequence[int], bstride: Sequence[int]) -> Tensor:
+    """All pixels of the blocks, int64 [B, h, w, 3], (image, row, column) in the padded image.
+
+    Args:
+        indices: integers [B, 3], as from :func:`convert_mask_to_indices`.
+        bsize, bstride: of the windows; the padded image starts at the first window.
+
+    Raises:
+        TypeError, ValueError: a dtype, a shape or a size is not allowed.
+    """
+    at = arguments.window(bsize, bstride, (0, 0))
+    arguments.check_index(indices.shape, (1,), dtype_name(indices))
+    image, row, column = indices.long()[:, :, None, None].unbind(1)
+    height, width = (torch.arange(n, device=indices.device) for n in at.size)
+    pixels = (image, row * at.stride[0] + height[:, None], column * at.stride[1] + width)
+    return torch.stack(torch.broadcast_tensors(*pixels), -1)
 
 
 def masked_conv2d(
@@ -304,6 +315,8 @@ def masked_conv2d(
     if isinstance(how, Fused):
         return _fused(call, listed, start, out, how)
     positions = counting(listed)
+    if version == "auto":
+        how = cost_model.choose(_sizes(call, positions), "torch", fused=False).version
     return _put(call, positions, _COMPUTE[how](call, positions), start, out)
 
 
@@ -321,12 +334,10 @@ def _by_matmul(call: Call, positions: Tensor) -> Tensor:
 
 
 def _by_upsampling(call: Call, positions: Tensor) -> Tensor:
-    image, row, column = torch_neighbours.split(positions, *call.grid[1:])
+    indices = torch.stack(torch_neighbours.split(positions, *call.grid[1:]), 1)
     # In an image with the padding around it a window starts at the stride times its position.
     around = functional.pad(call.x, (0, 0, *_pads(call)))
-    first = torch.stack([image, row * call.strides[0], column * call.strides[1]], 1)
-    centre = first + first.new_tensor([0, *((k - 1) // 2 for k in call.ksize)])
-    n, h, w = upsample_indices(centre, call.ksize).unbind(-1)
+    n, h, w = upsample_indices(indices, call.ksize, call.strides).unbind(-1)
     stack = around[n, h, w].permute(0, 3, 1, 2)
     made = functional.conv2d(stack, _oihw(call.w)) if len(stack) else stack.new_zeros(0, call.w.shape[3], 1, 1)
     return call.finish(made.flatten(1))
@@ -343,12 +354,10 @@ def _by_rulebook(call: Call, positions: Tensor) -> Tensor:
 
 
 def _by_blocks(call: Call, positions: Tensor) -> Tensor:
-    image, row, column = torch_neighbours.split(positions, *call.grid[1:])
-    size = [_TILE * s + k - s for k, s in zip(call.ksize, call.strides, strict=True)]
+    size = [cost_model.TILE * s + k - s for k, s in zip(call.ksize, call.strides, strict=True)]
     params = block_params(call.size, size, call.ksize, call.strides, call.padding)
-    height, width = params.bcount
-    tile = (image * height + row // _TILE) * width + column // _TILE
-    rows = torch.stack(torch_neighbours.split(tile.unique(), height, width), 1).int()
+    tiles = _tiles_of(call, positions).unique()
+    rows = torch.stack(torch_neighbours.split(tiles, *params.bcount), 1).int()
     index = BlockIndex(rows, torch.tensor([len(rows)], dtype=torch.int32))
     zeros = call.x.new_zeros(call.shape)
     made = _on_blocks(call, index, params, zeros, None)
@@ -416,6 +425,21 @@ def _put(call: Call, positions: Tensor, rows: Tensor, start: Tensor | None, out:
         return out
     image, row, column = torch_neighbours.split(positions, *call.grid[1:])
     return out.index_put_((image, row, column), rows)
+
+
+def _sizes(call: Call, positions: Tensor) -> cost_model.Sizes:
+    """What there is to compute, for the cost model."""
+    tiles = len(_tiles_of(call, positions).unique()) * cost_model.TILE**2
+    outputs = call.grid[0] * call.grid[1] * call.grid[2]
+    kh, kw, channels, filters = call.w.shape
+    return cost_model.Sizes(len(positions), min(tiles, outputs), outputs, kh * kw, channels, filters)
+
+
+def _tiles_of(call: Call, positions: Tensor) -> Tensor:
+    """The number, in raster order, of the tile of each position."""
+    height, width = (-(-n // cost_model.TILE) for n in call.grid[1:])
+    image, row, column = torch_neighbours.split(positions, *call.grid[1:])
+    return (image * height + row // cost_model.TILE) * width + column // cost_model.TILE
 
 
 def _image(call: Call, start: Tensor | None) -> Tensor:
@@ -489,25 +513,14 @@ def _base(call: Call, base: str | Tensor, out: Tensor | None) -> Tensor | None:
     return call.x
 
 
-def _valid(x: Tensor, w: Tensor, strides: Sequence[int], w_layout: str) -> Pair:
-    """The output's size without padding; where that is SAME's, too, there is none."""
+def _padding_of(x: Tensor, w: Tensor, params: BlockParams, strides: Sequence[int]) -> str:
+    """The padding that the geometry was made for; raises ValueError when it does not belong to this convolution."""
     arguments.check_image("x", x.shape)
-    kernel = kernel_hwio(w, w_layout, x.shape[-1])
-    (_, height, width), _ = out_grid(
-        x.shape, (kernel.shape[0], kernel.shape[1]), strides_pair("strides", strides), "VALID"
+    for padding in PADDINGS:
+        made = block_params(x.shape, params.bsize, w.shape, strides, padding)
+        if made._replace(bcount=params.bcount) == params:
+            return padding
+    raise ValueError(
+        f"params={params} does not belong to an image {arguments.text(x.shape)}, a kernel {arguments.text(w.shape)} "
+        f"and strides {tuple(strides)}: make it by block_params with these"
     )
-    return height, width
-
-
-def _check_params(call: Call, params: BlockParams) -> None:
-    """Raises ValueError for a geometry that was made for another image, kernel or stride."""
-    tile = tuple((b - k) // s + 1 for b, k, s in zip(params.bsize, call.ksize, call.strides, strict=True))
-    if tuple(params.out_size) != call.grid[1:] or tile != tuple(params.bsize_out):
-        raise ValueError(
-            f"params has out_size {tuple(params.out_size)} and bsize_out {tuple(params.bsize_out)}, but this x, w and "
-            f"strides make {call.grid[1:]} and {tile}: give block_params the same sizes"
-        )
-    if tuple(params.boffset) != (-call.front[0], -call.front[1]):
-        raise ValueError(
-            f"params has boffset {tuple(params.boffset)}: these sizes make {(-call.front[0], -call.front[1])}"
-        )

@@ -183,7 +183,7 @@ def table_convolution(
     inside a compiler, where the kernel makes it by itself.
     """
     flags = _RELU * relu + settings.processor_flags
-    arguments = (x, w, bias, None, None, None, table, [], flags)
+    arguments: tuple[Any, ...] = (x, w, bias, None, None, None, table, [], flags)
     if not torch.compiler.is_compiling() and _recording((x, w, bias)) and x.requires_grad:
         operator = _operator("site_forward", _place(settings, x))
         tail = (settings.threads, settings.core or "")
