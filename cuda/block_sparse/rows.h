@@ -73,6 +73,19 @@ struct Strips {
                     to[c / fold * step + j * fold + c % fold] = from[c * channel_step + j * column_step];
         });
     }
+    /* The matrices, as they were before `pack`. */
+    void unpack(T* to) const {
+        for (int64_t strip = 0; strip < strips; ++strip) {
+            const int64_t start = first_column(strip), step = width(strip) * lanes;
+            const int64_t some = smaller(step / fold, columns - start);
+            for (int64_t tap = 0; tap < taps; ++tap)
+                for (int64_t c = 0; c < channels; ++c) {
+                    const T* from = at(strip, tap) + c / fold * step + c % fold;
+                    T* row = to + (tap * channels + c) * columns + start;
+                    for (int64_t j = 0; j < some; ++j) row[j] = from[j * fold];
+                }
+        }
+    }
     /* A row of `columns` numbers, NULL for zeros, as the vectors of a sum. */
     void spread(const T* row, T* to) const {
         for (int64_t k = 0; k < vectors * lanes; ++k)

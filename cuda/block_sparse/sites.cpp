@@ -28,7 +28,7 @@ bool fits_product(int64_t a, int64_t b, int64_t c) { return a == 0 || b == 0 || 
 
 bool wrong(const Arguments* a) {
     if (!a || a->sites < 0 || a->taps < 1 || a->channels < 0 || a->filters < 0 || a->threads < 0) return true;
-    if (!fits(a->sites) || !fits(a->taps) || !fits(a->in_rows) || !fits(a->out_rows) || !fits(a->channels) ||
+    if (!fits(a->sites) || !fits(a->taps) || !fits(a->in_rows) || !fits(a->out_rows + 1) || !fits(a->channels) ||
         !fits(a->filters) || a->sites > a->out_rows)
         return true;
     if (a->table) return a->site != nullptr;
@@ -53,9 +53,10 @@ int64_t listed(const Arguments& a) {
     return *a.count < 0 ? 0 : smaller(*a.count, a.sites);
 }
 
-/* Rows of the output that read pixels of the input: by[position] is the row for an output position, -1 for none. */
-int64_t rows_reading(const Geometry& g, const int32_t* by, const int32_t* pixels, int64_t count, int32_t* rows,
-                     int64_t step) {
+/* Rows of the output that read pixels of the input: by[position] is the row for an output position, -1 for none, as is
+ * by[none]. */
+int64_t rows_reading(const Geometry& g, const int32_t* by, int32_t none, const int32_t* pixels, int64_t count,
+                     int32_t* rows, int64_t step) {
     int32_t line[most_tile], across[most_tile], h[most_tile], w[most_tile];
     Coordinates at(g.height, g.width);
     for (int64_t i = 0; i < count; ++i) {
@@ -69,16 +70,21 @@ int64_t rows_reading(const Geometry& g, const int32_t* by, const int32_t* pixels
         const int32_t distance = place - reach, t = stride == 1 ? distance : distance / stride;
         return distance >= 0 && t < size && t * stride == distance ? t : -1;
     };
+    const int32_t width = g.out_width;
     int64_t found = 0;
     for (int32_t j = 0; j < g.kernel_width; ++j) {
-        for (int64_t s = 0; s < count; ++s) across[s] = output(w[s], j * g.dilation_width, g.stride_width, g.out_width);
+        for (int64_t s = 0; s < count; ++s) across[s] = output(w[s], j * g.dilation_width, g.stride_width, width);
         for (int32_t i = 0; i < g.kernel_height; ++i) {
             int32_t* to = rows + (i * g.kernel_width + j) * step;
+            int32_t some = 0;
             for (int64_t s = 0; s < count; ++s) {
                 const int32_t down = output(h[s], i * g.dilation_height, g.stride_height, g.out_height);
-                to[s] = down < 0 || across[s] < 0 ? -1 : by[(line[s] + down) * g.out_width + across[s]];
-                found += to[s] >= 0;
+                const int32_t position = (down | across[s]) < 0 ? none : (line[s] + down) * width + across[s];
+                const int32_t row = by[position];
+                to[s] = row;
+                some += row >= 0;
             }
+            found += some;
         }
     }
     return found;
@@ -141,7 +147,7 @@ struct Backward {
     RowsProduct<T> product;
     RowSet pixels;    /* image form: input pixels that some site reads */
     OuterRows<T> outer;
-    int32_t* by;      /* image form: the row of g for each output position */
+    int32_t* by;      /* image form: the row of g for each output position, and -1 behind them */
     int32_t* inverse; /* table form, where it is not given */
     T* masked;
     Geometry geo;
@@ -158,7 +164,7 @@ struct Backward {
           product(a.taps, a.filters, a.channels, most_tile, arena, a.dx ? threads : 0),
           pixels(a.dx && !a.table ? a.in_rows : 0, a.sites * a.taps, arena),
           outer(a.taps, a.channels, a.filters, arena, a.dw || a.db ? threads : 0, a.dw),
-          by(arena.take<int32_t>(a.dx && !a.table ? a.out_rows : 0)),
+          by(arena.take<int32_t>(a.dx && !a.table ? a.out_rows + 1 : 0)),
           inverse(arena.take<int32_t>(a.dx && a.table && !a.inverse ? a.in_rows * a.taps : 0)),
           masked(arena.take<T>(relu ? a.sites * a.filters : 0)),
           geo(geometry(a)),
@@ -208,7 +214,7 @@ struct Backward {
 
     void image_dx(int64_t count) {
         pixels.clear(threads);
-        for_blocks(a.out_rows, [&](int64_t first, int64_t some) { std::fill_n(by + first, some, -1); });
+        for_blocks(a.out_rows + 1, [&](int64_t first, int64_t some) { std::fill_n(by + first, some, -1); });
         for_blocks(count, [&](int64_t first, int64_t some) {
             Coordinates at(geo.out_height, geo.out_width);
             for (int64_t i = first; i < first + some; ++i) {
@@ -223,7 +229,7 @@ struct Backward {
         });
         const int32_t* list = pixels.members();
         rows_of_dx(pixels.count(), list, [&](int64_t first, int64_t some, int32_t* to, int64_t step) {
-            return rows_reading(geo, by, list + first, some, to, step);
+            return rows_reading(geo, by, int32_t(a.out_rows), list + first, some, to, step);
         });
     }
 
@@ -247,7 +253,7 @@ struct Backward {
 
     void weights(int64_t count) {
         const int64_t part = outer.part(a.table), chunk = outer.chunk(count, part);
-        outer.clear(static_cast<T*>(a.dw), static_cast<T*>(a.db));
+        outer.clear(static_cast<T*>(a.db));
         Turnstile turn;
         parallel_for(threads, (count + chunk - 1) / chunk, [&](int64_t item, int thread) {
             outer.begin(thread);
@@ -261,9 +267,10 @@ struct Backward {
                           });
             }
             turn.wait_for(item);
-            outer.end(thread, static_cast<T*>(a.dw), static_cast<T*>(a.db));
+            outer.end(thread, static_cast<T*>(a.db));
             turn.done();
         });
+        if (a.dw) outer.finish(static_cast<T*>(a.dw));
     }
 };
 
