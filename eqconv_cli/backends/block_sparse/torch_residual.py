@@ -110,6 +110,7 @@ def sparse_residual_unit(
     strides: Sequence[int] = (1, 1),
     epsilon: float = 1e-3,
     in_place: bool = False,
+    statistics: list[tuple[Tensor, Tensor]] | None = None,
     version: str | Fused = "auto",
 ) -> Tensor:
     """The unit on the active blocks' output tiles; the shortcut elsewhere.
@@ -129,6 +130,7 @@ def sparse_residual_unit(
         strides: of the first convolution and the shortcut.
         epsilon: added to the variances.
         in_place: write into ``x`` and return it; needs stride 1 and no projection.
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them.
         version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "fused"
             (compiled: ``eqconv build-kernels``), or "auto". The last two are for bn="inference" without strides and
             projection.
@@ -153,7 +155,7 @@ def sparse_residual_unit(
         version = "blocks"
     how = torch_fused.version_on(version, BLOCK_COMPOSITIONS, x)
     if how == "blocks":
-        return _on_blocks(plain, index, params, weights, border, bn, step, epsilon, in_place)
+        return _on_blocks(plain, index, params, weights, border, bn, step, epsilon, in_place, statistics)
     if not simple:
         raise ValueError(
             f"version={version!r} needs bn='inference', stride 1 and no projection: bn={bn!r}, strides={step}"
@@ -223,6 +225,7 @@ def _on_blocks(
     step: Pair,
     epsilon: float,
     in_place: bool,
+    statistics: list[tuple[Tensor, Tensor]] | None,
 ) -> Tensor:
     rows = _rows_once(block_rows(index, x.shape[0], x.device), bn)
     blocks = BlockIndex(rows.rows, rows.number)
@@ -239,6 +242,8 @@ def _on_blocks(
             return _rectified(values, norm.folded(epsilon))
         rows = counted.flatten(0, -2) if bn == "stack" else counted[written]
         variance, mean = torch.var_mean(rows, 0, correction=0) if len(rows) else (norm.variance, norm.mean)
+        if statistics is not None:
+            statistics.append((mean.detach(), variance.detach()))
         return _rectified(values, norm._replace(mean=mean, variance=variance).folded(epsilon))
 
     def strided(values: Tensor) -> Tensor:
