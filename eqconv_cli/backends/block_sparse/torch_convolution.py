@@ -339,8 +339,7 @@ def _by_upsampling(call: Call, positions: Tensor) -> Tensor:
     around = functional.pad(call.x, (0, 0, *_pads(call)))
     n, h, w = upsample_indices(indices, call.ksize, call.strides).unbind(-1)
     stack = around[n, h, w].permute(0, 3, 1, 2)
-    made = functional.conv2d(stack, _oihw(call.w)) if len(stack) else stack.new_zeros(0, call.w.shape[3], 1, 1)
-    return call.finish(made.flatten(1))
+    return call.finish(functional.conv2d(stack, _oihw(call.w)).flatten(1))
 
 
 def _by_rulebook(call: Call, positions: Tensor) -> Tensor:
@@ -395,11 +394,8 @@ def _on_blocks(call: Call, index: BlockIndex, params: BlockParams, start: Tensor
     rows = block_rows(index, call.grid[0], call.x.device)
     index = BlockIndex(rows.rows, rows.number)
     stack = sparse_gather(call.x, index, bsize=params.bsize, bstride=params.bstrides, boffset=params.boffset)
-    if len(stack):
-        made = functional.conv2d(stack.permute(0, 3, 1, 2), _oihw(call.w), call.bias, call.strides)
-        tiles = (made.relu() if call.relu else made).permute(0, 2, 3, 1)
-    else:
-        tiles = stack.new_zeros(0, *params.bsize_out, call.w.shape[3])
+    made = functional.conv2d(stack.permute(0, 3, 1, 2), _oihw(call.w), call.bias, call.strides)
+    tiles = (made.relu() if call.relu else made).permute(0, 2, 3, 1)
     tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": False}
     if out is not None:
         return sparse_scatter_var(tiles, index, out, **tile)

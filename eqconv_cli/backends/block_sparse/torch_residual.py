@@ -256,10 +256,7 @@ def _on_blocks(
     h1 = strided(a1) @ weights.w1
     a2 = normalised(h1, weights.bn2, h1 if bn == "stack" else h1[core])
     a2 = a2 if keep is None else a2 * strided(keep)
-    if len(a2):
-        h3 = functional.conv2d(a2.permute(0, 3, 1, 2), weights.w2.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
-    else:
-        h3 = a2.new_zeros(0, *params.bsize_out, a2.shape[3])
+    h3 = functional.conv2d(a2.permute(0, 3, 1, 2), weights.w2.permute(3, 2, 0, 1)).permute(0, 2, 3, 1)
     made = normalised(h3, weights.bn3, h3) @ weights.w3
     # Of a repeated row, which only a stack's statistics keep, every copy adds.
     tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": True}
