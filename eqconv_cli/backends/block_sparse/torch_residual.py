@@ -274,7 +274,7 @@ def _at_pixels(x: Tensor, positions: Tensor, weights: ResidualWeights, border: s
     a2 = _rectified(a1 @ weights.w1, weights.bn2.folded(epsilon))
     if border == "dense":
         a2 = functional.pad(a2[:-1], (0, 0, 0, 1))
-    patches = a2.index_select(0, table.flatten()).view(len(positions), -1)
+    patches = a2.index_select(0, table.flatten()).view(len(positions), 9 * a2.shape[1])
     a3 = _rectified(patches @ weights.w2.flatten(0, 2), weights.bn3.folded(epsilon))
     return a3 @ weights.w3
 

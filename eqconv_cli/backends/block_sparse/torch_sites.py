@@ -367,7 +367,8 @@ def _by_table(feats: Tensor, w: Tensor, table: Tensor) -> Tensor:
     # The row behind the last stands for a missing neighbour.
     rows = torch.nn.functional.pad(feats, (0, 0, 0, 1))
     patches = rows.index_select(0, torch.where(table < 0, len(feats), table).flatten())
-    return patches.view(len(table), -1) @ w.flatten(0, 1)
+    kernel = w.flatten(0, 1)
+    return patches.view(len(table), len(kernel)) @ kernel
 
 
 def _by_pairs(feats: Tensor, w: Tensor, table: Tensor) -> Tensor:
