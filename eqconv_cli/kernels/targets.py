@@ -119,7 +119,7 @@ _ALL = (
         tool="c++",
         rules=(
             Rule(
-                "bindings/torch.cpp",
+                "bindings/torch*.cpp",
                 (
                     *_OPTIMISED,
                     "-DTORCH_TARGET_VERSION=0x020a000000000000",

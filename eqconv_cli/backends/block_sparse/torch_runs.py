@@ -1,0 +1,256 @@
+"""The PyTorch variants as prepared runs: lists, geometry and tables of neighbours are there before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqconv_cli.backends.block_sparse import torch_convolution, torch_ops, torch_residual, torch_sites
+from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
+from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
+from eqconv_cli.backends.block_sparse.options import Fused
+from eqconv_cli.backends.block_sparse.torch_residual import BatchNorm, ResidualWeights
+from eqconv_cli.frameworks import of_framework
+from eqconv_cli.frameworks.torch import BoundRun, Tensors
+from eqconv_cli.kernels.doors import settings_on
+
+Arrays = Mapping[str, np.ndarray]
+#: A function of the real tensors by name.
+Function = Callable[[Tensors], Tensors]
+_UNIT = ("w1", "w2", "w3", "bn1", "bn2", "bn3", "w_project")
+#: The real inputs of each operation, of which all but masks are differentiated.
+_REALS: dict[str, tuple[str, ...]] = {
+    "reduce_mask": ("mask",),
+    "pixel_index": ("mask",),
+    "gather": ("x",),
+    "scatter": ("blocks", "ybase"),
+    "convolution": ("x", "w", "bias", "base"),
+    "masked": ("x", "w", "bias", "base"),
+    "residual": ("x", *_UNIT),
+    "masked_residual": ("x", *_UNIT),
+    "submanifold": ("feats", "w", "bias"),
+    "strided": ("feats", "w", "bias"),
+}
+
+
+def prepare(
+    inputs: Arrays,
+    dtype: str,
+    device: str,
+    *,
+    operation: str,
+    version: str = "auto",
+    fused: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> BoundRun:
+    """Bind one operation to one problem's arrays.
+
+    Args:
+        inputs: the operation's arrays by name; words, numbers and truth values are arrays without axes.
+        dtype: "float32" or "float64"; the real inputs are converted to it, masks of truth values are not.
+        device: "cpu", "cuda", or "emulated" for the compiled kernels.
+        operation: "reduce_mask", "pixel_index", "gather", "scatter", "convolution", "masked", "residual",
+            "masked_residual", "submanifold" or "strided".
+        version: of the operation's function.
+        fused: settings of the compiled kernels, see :class:`Fused`; None runs ``version``.
+        **options: other keyword options of the operation's function.
+
+    Returns:
+        A run with the operation's outputs and the gradients of all real inputs but masks.
+
+    Raises:
+        TypeError, ValueError, IndexError: see the operation's function.
+    """
+    names = tuple(name for name in _REALS[operation] if name in inputs)
+    keep = (np.bool_,)
+    arrays = {n: inputs[n] if inputs[n].dtype in keep else inputs[n].astype(dtype, copy=False) for n in names}
+    how = version if fused is None else settings_on(Fused, device, fused)
+    function = _FUNCTIONS[operation](inputs, torch.device(of_framework(device)), {"version": how, **options})
+    differentiable = () if "mask" in names else names
+    return BoundRun(function, {n: np.ascontiguousarray(array) for n, array in arrays.items()}, differentiable, device)
+
+
+def _reduce_mask(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    geometry: dict[str, Any] = {**_window(inputs), "tol": float(inputs["tol"]), "avgpool": bool(inputs["avgpool"])}
+    words: dict[str, Any] = {"on_empty": str(inputs["on_empty"])}
+    bcount = inputs["bcount"].tolist()
+
+    def run(tensors: Tensors) -> Tensors:
+        index = torch_ops.reduce_mask(tensors["mask"], bcount, **geometry, **words, **options)
+        rows = index.active_block_indices[: int(index.bin_counts)]
+        return {"active_block_indices": rows, "bin_counts": index.bin_counts}
+
+    return run
+
+
+def _pixel_index(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    geometry: dict[str, Any] = {"ksize": inputs["ksize"].tolist(), **_steps(inputs), "tol": float(inputs["tol"])}
+
+    def run(tensors: Tensors) -> Tensors:
+        index = torch_ops.pixel_index(tensors["mask"], **geometry, **options)
+        return {"pixels": index.pixels[: int(index.count)], "count": index.count}
+
+    return run
+
+
+def _gather(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    index, geometry = _index(inputs, device), {**_window(inputs), "transpose": bool(inputs["transpose"])}
+    return lambda tensors: {"blocks": torch_ops.sparse_gather(tensors["x"], index, **geometry, **options)}
+
+
+def _scatter(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    index, geometry = _index(inputs, device), _window(inputs)
+    flags: dict[str, Any] = {name: bool(inputs[name]) for name in ("add", "atomic", "transpose")}
+
+    def run(tensors: Tensors) -> Tensors:
+        made = torch_ops.sparse_scatter(tensors["blocks"], index, tensors["ybase"], **geometry, **flags, **options)
+        return {"y": made}
+
+    return run
+
+
+def _convolution(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    steps, index = _steps(inputs), _index(inputs, device)
+    words = (steps["strides"], steps["padding"], str(inputs["coverage"]))
+    params = block_params(inputs["x"].shape, inputs["bsize"].tolist(), inputs["w"].shape, *words)
+
+    def run(tensors: Tensors) -> Tensors:
+        rest = {"strides": steps["strides"], **_rest(inputs, tensors)}
+        return {"y": torch_convolution.sparse_conv2d(tensors["x"], tensors["w"], index, params, **rest, **options)}
+
+    return run
+
+
+def _masked(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    steps, shape, ksize = _steps(inputs), inputs["x"].shape, inputs["w"].shape[:2]
+    height, width = (
+        out_extent(n, k, s, steps["padding"]) for n, k, s in zip(shape[1:3], ksize, steps["strides"], strict=True)
+    )
+    pixels = _pixels(inputs, (shape[0], height, width), device)
+
+    def run(tensors: Tensors) -> Tensors:
+        rest = {**steps, **_rest(inputs, tensors)}
+        return {"y": torch_convolution.masked_conv2d(tensors["x"], tensors["w"], pixels, **rest, **options)}
+
+    return run
+
+
+def _residual(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    strides, index = inputs["strides"].tolist(), _index(inputs, device)
+    params = block_params_chain(inputs["x"].shape, inputs["bsize"].tolist(), torch_residual.KSIZES, strides)
+    words: dict[str, Any] = {"border": str(inputs["border"]), "bn": str(inputs["bn"]), "strides": strides}
+
+    def run(tensors: Tensors) -> Tensors:
+        weights = _weights(tensors)
+        made = torch_residual.sparse_residual_unit(tensors["x"], index, params, weights, **words, **options)
+        return {"y": made}
+
+    return run
+
+
+def _masked_residual(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    n, h, w, _ = inputs["x"].shape
+    pixels, border = _pixels(inputs, (n, h, w), device), str(inputs["border"])
+
+    def run(tensors: Tensors) -> Tensors:
+        unit = torch_residual.masked_residual_unit
+        return {"y": unit(tensors["x"], pixels, _weights(tensors), border=border, **options)}
+
+    return run
+
+
+def _submanifold(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    sites = _sites(inputs, device)
+    geometry: dict[str, Any] = {"dilation": inputs["dilation"].tolist(), "groups": int(inputs["groups"])}
+
+    def run(tensors: Tensors) -> Tensors:
+        given = sites.with_feats(tensors["feats"])
+        made = torch_sites.subm_conv(given, tensors["w"], bias=tensors.get("bias"), **geometry, **options)
+        return {"feats": made.feats}
+
+    return run
+
+
+def _strided(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
+    sites = _sites(inputs, device)
+    geometry: dict[str, Any] = {name: inputs[name].tolist() for name in ("stride", "padding", "dilation")}
+    if not inputs["inverse"]:
+
+        def run(tensors: Tensors) -> Tensors:
+            given = sites.with_feats(tensors["feats"])
+            made = torch_sites.sparse_conv(given, tensors["w"], bias=tensors.get("bias"), **geometry, **options)
+            return {"coords": made.coords, "feats": made.feats}
+
+        return run
+    kernel = torch.zeros(*inputs["w"].shape[:-2], 1, 1, device=device)
+    single = sites.with_feats(torch.zeros(len(inputs["coords"]), 1, device=device))
+    smaller = torch_sites.sparse_conv(single, kernel, **geometry, version="table")
+
+    def back(tensors: Tensors) -> Tensors:
+        given = smaller.with_feats(tensors["feats"])
+        made = torch_sites.sparse_inverse_conv(given, tensors["w"], single, bias=tensors.get("bias"), **options)
+        return {"coords": made.coords, "feats": made.feats}
+
+    return back
+
+
+_FUNCTIONS: dict[str, Callable[[Arrays, torch.device, dict[str, Any]], Function]] = {
+    "reduce_mask": _reduce_mask,
+    "pixel_index": _pixel_index,
+    "gather": _gather,
+    "scatter": _scatter,
+    "convolution": _convolution,
+    "masked": _masked,
+    "residual": _residual,
+    "masked_residual": _masked_residual,
+    "submanifold": _submanifold,
+    "strided": _strided,
+}
+
+
+def _window(inputs: Arrays) -> dict[str, Any]:
+    return {name: inputs[name].tolist() for name in ("bsize", "bstride", "boffset")}
+
+
+def _steps(inputs: Arrays) -> dict[str, Any]:
+    return {"strides": inputs["strides"].tolist(), "padding": str(inputs["padding"])}
+
+
+def _rest(inputs: Arrays, tensors: Tensors) -> dict[str, Any]:
+    """Base, bias and activation of a convolution."""
+    activation = str(inputs["activation"])
+    return {
+        "base": tensors.get("base", "zeros"),
+        "bias": tensors.get("bias"),
+        "activation": None if activation == "none" else activation,
+    }
+
+
+def _index(inputs: Arrays, device: torch.device) -> BlockIndex:
+    rows = np.ascontiguousarray(inputs["index"], np.int32)
+    return BlockIndex(_upload(rows, device), _upload(np.array([len(rows)], np.int32), device))
+
+
+def _pixels(inputs: Arrays, grid: tuple[int, int, int], device: torch.device) -> PixelIndex:
+    pixels = np.ascontiguousarray(inputs["pixels"], np.int32)
+    return PixelIndex(_upload(pixels, device), _upload(np.array([len(pixels)], np.int32), device), grid)
+
+
+def _sites(inputs: Arrays, device: torch.device) -> torch_sites.Sites:
+    feats = torch.zeros(len(inputs["coords"]), 1, device=device)
+    return torch_sites.Sites.make(inputs["coords"], feats, inputs["shape"].tolist(), int(inputs["batch"]))
+
+
+def _weights(tensors: Tensors) -> ResidualWeights:
+    norms = (BatchNorm(*tensors[name].unbind()) if name in tensors else None for name in ("bn1", "bn2", "bn3"))
+    bn1, bn2, bn3 = norms
+    assert bn2 is not None and bn3 is not None
+    return ResidualWeights(tensors["w1"], tensors["w2"], tensors["w3"], bn1, bn2, bn3, tensors.get("w_project"))
+
+
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.tensor(array, device=device)
