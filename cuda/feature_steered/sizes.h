@@ -2,7 +2,7 @@
 #ifndef EQC_FEATURE_STEERED_SIZES_H
 #define EQC_FEATURE_STEERED_SIZES_H
 
-#include "../common/simd.h"
+#include "../common/arena.h"
 #include "feature_steered.h"
 
 namespace eqc {
@@ -14,26 +14,6 @@ using Arguments = eqc_feature_steered;
 /* Edges are taken in groups of eight: one lane an edge. */
 constexpr int group = 8;
 constexpr int64_t block_rows = 1024;
-
-EQC_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-EQC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Hands out pieces of the workspace; with a null base it only adds up their sizes. */
-class Arena {
-   public:
-    explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-    template <class T>
-    T* take(int64_t count) {
-        char* piece = base_ ? base_ + used_ : nullptr;
-        used_ += size_t(padded(count * int64_t(sizeof(T)), 64));
-        return reinterpret_cast<T*>(piece);
-    }
-    size_t used() const { return used_; }
-
-   private:
-    char* base_;
-    size_t used_ = 0;
-};
 
 template <class T>
 struct Sizes {

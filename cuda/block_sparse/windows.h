@@ -1,0 +1,53 @@
+/* Windows over images, and checks of sizes, that the operations on masks and blocks share on the CPU. */
+#ifndef EQC_BLOCK_SPARSE_WINDOWS_H
+#define EQC_BLOCK_SPARSE_WINDOWS_H
+
+#include "../common/arena.h"
+#include "block_sparse.h"
+
+namespace eqc {
+inline namespace EQC_ISA {
+namespace {
+
+EQC_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+constexpr int64_t largest_position = INT32_MAX;
+
+/* Whether a size is negative or the product of those that are not 0 is larger than `most`. */
+template <class... Sizes>
+inline bool too_many(int64_t most, Sizes... sizes) {
+    int64_t product = 1;
+    for (int64_t size : {int64_t(sizes)...})
+        if (size < 0 || __builtin_mul_overflow(product, larger(size, 1), &product) || product > most) return true;
+    return false;
+}
+
+/* The part [begin, end) of a window along one axis that is inside the image, and how much of the window is before it. */
+struct Span {
+    int64_t begin, end, skipped;
+    bool empty() const { return begin >= end; }
+};
+
+/* Sizes may be anything that 64 bits hold, so the border of a window may need more. */
+EQC_INLINE Span span(int64_t offset, int64_t stride, int64_t position, int64_t window, int64_t extent) {
+    const __int128 first = __int128(stride) * position + offset, end = first + window;
+    if (end <= 0 || first >= extent) return {0, 0, 0};
+    const int64_t begin = first < 0 ? 0 : int64_t(first);
+    return {begin, end > extent ? extent : int64_t(end), int64_t(begin - first)};
+}
+
+template <class Arguments>
+inline bool wrong_windows(const Arguments& a) {
+    return a.images < 0 || a.height < 0 || a.width < 0 || a.window_height < 1 || a.window_width < 1 ||
+           a.stride_height < 1 || a.stride_width < 1 || a.threads < 0 ||
+           too_many(largest_position, a.images, a.height, a.width);
+}
+
+/* How many pieces of work to take together, so that an item is worth handing to a thread. */
+EQC_INLINE int64_t grouped(int64_t cost, int64_t worth) { return cost >= worth ? 1 : worth / larger(cost, 1); }
+
+}  // namespace
+}  // namespace EQC_ISA
+}  // namespace eqc
+
+#endif
