@@ -78,7 +78,7 @@ class ReduceMask : public MaskKernel<T, device> {
         eqc_mask a = {};
         a.flags = EQC_BS_FIRST | (average_ ? EQC_BS_AVERAGE : 0);
         a.tolerance = tolerance_;
-        int64_t capacity;
+        int64_t capacity = 0;
         TF_RETURN_IF_ERROR(this->fill(*mask, grid, windows, &a, &capacity));
         Tensor index, count, index_here, count_here;
         TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DT_INT32, TensorShape({capacity, 3}), &index));
