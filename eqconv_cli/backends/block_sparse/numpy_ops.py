@@ -432,7 +432,7 @@ def _pooled(mask: Array, grid: Pair, at: Window, tol: float, avgpool: bool) -> n
         pixels, inside = _pixels(np.arange(grid[axis]), at, axis, mask.shape[1 + axis])
         reach = np.where(inside, pixels, mask.shape[1 + axis])
         pooled = pooled.take(reach, 1 + axis)
-        pooled = pooled.sum(2 + axis) if avgpool else pooled.any(2 + axis)
+        pooled = np.asarray(pooled.sum(2 + axis) if avgpool else pooled.any(2 + axis))
     return pooled / (at.size[0] * at.size[1]) > limit if avgpool else pooled
 
 
