@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from eqconv_cli.backends.block_sparse import arguments, tensorflow_fused
-from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params_chain, kernel_pair, strides_pair
+from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params_chain, kernel_pair, pair, strides_pair
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
@@ -154,13 +154,18 @@ def mask_conv2d(x: Any, w: Any, mask: Any, *, strides: Sequence[Any] = (1, 1), p
 
 
 def convert_mask_to_indices(
-    mask: Any, bsize: Sequence[int], ksize: Sequence[int], strides: Sequence[int], padding: str, tol: float
+    mask: Any,
+    bsize: Sequence[int],
+    ksize: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    padding: str = "SAME",
+    tol: float = 0.0,
 ) -> tf.Tensor:
     """The active blocks of a convolution by pooling the padded mask: SBNet's route without operators of its own.
 
     Args:
         mask: [N, H, W] or [N, H, W, 1].
-        bsize: size of a block, two numbers or TensorFlow's four.
+        bsize: size of a block.
         ksize: (kh, kw) or the kernel's shape.
         strides: of the convolution, two numbers or four.
         padding: "SAME" or "VALID".
@@ -174,20 +179,19 @@ def convert_mask_to_indices(
     """
     arguments.check_tolerance(tol)
     plain = tf.cast(plain_mask(mask), tf.float32)[..., None]
-    params = block_params(plain, strides_pair("bsize", bsize), [ksize], strides, padding)
+    params = block_params(plain, bsize, [ksize], strides, padding)
     # Lower than any value that counts: what is outside is never above the tolerance.
     padded = _padded(plain, params, -float("inf"))
     pooled = tf.nn.max_pool2d(padded, list(params.bsize), list(params.bstrides), "VALID")
     return tf.cast(tf.where(pooled[..., 0] > tol), tf.int32)
 
 
-def upsample_indices(indices: Any, ksize: Sequence[int], strides: Sequence[int]) -> tf.Tensor:
+def upsample_indices(indices: Any, bsize: Sequence[int], bstride: Sequence[int]) -> tf.Tensor:
     """All pixels of the blocks that :func:`convert_mask_to_indices` names.
 
     Args:
         indices: int32 [B, 3], (image, block row, block column).
-        ksize: size of a block, two numbers or TensorFlow's four.
-        strides: step from block to block, two numbers or four.
+        bsize, bstride: of the windows; the padded image starts at the first window.
 
     Returns:
         int32 [B, h, w, 3], (image, row, column) in the padded image.
@@ -197,7 +201,7 @@ def upsample_indices(indices: Any, ksize: Sequence[int], strides: Sequence[int])
     """
     rows = tf.cast(tf.convert_to_tensor(indices), tf.int32)
     arguments.check_index(static("indices", rows), (1,), rows.dtype.name)
-    size, step = strides_pair("ksize", ksize), strides_pair("strides", strides)
+    size, step = pair("bsize", bsize, 1), pair("bstride", bstride, 1)
     centre = rows * [1, *step] + [0, (size[0] - 1) // 2, (size[1] - 1) // 2]
     down, right = (tf.range(n) - (n - 1) // 2 for n in size)
     nothing = tf.zeros(size, tf.int32)

@@ -240,7 +240,7 @@ def _sites(
 
 
 def _site_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
-    x, w, _, base, site, count, table, numbers = op.inputs
+    x, w, _, _, site, count, table, numbers = op.inputs
     tabled, biased, based = (op.get_attr(name) for name in ("tabled", "biased", "based"))
     # An eager tape knows which inputs nobody differentiates; a traced function does not.
     skipped = (getattr(op, "skip_input_indices", None) or ()) if tf.executing_eagerly() else ()

@@ -215,7 +215,7 @@ def frame(x: tf.Tensor, ksize: Sequence[Any], strides: Sequence[Any], padding: s
 def block_params(
     x: tf.Tensor, bsize: Sequence[Any], ksizes: Sequence[Sequence[Any]], strides: Sequence[Any], padding: str = "SAME"
 ) -> geometry.BlockParams:
-    """The full coverage of ``x`` by blocks, as :func:`geometry.block_params_chain`; pairs of tensors for an unknown size.
+    """The full coverage of ``x`` by blocks, see :func:`geometry.block_params_chain`; of tensors for an unknown size.
 
     Raises:
         ValueError: see there.

@@ -10,7 +10,7 @@ with 1x1, 3x3 and 1x1 convolutions without bias. Gradients by the tape.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -40,40 +40,21 @@ from eqconv_cli.backends.block_sparse.tensorflow_ops import (
     tiles,
 )
 from eqconv_cli.backends.block_sparse.tensorflow_residual_backward import branch
+from eqconv_cli.backends.block_sparse.units import (
+    BORDERS,
+    EPSILON,
+    STATISTICS,
+    BatchNorm,
+    ResidualWeights,
+    check_weights,
+)
 
-BORDERS = ("dense", "original")
-STATISTICS = ("inference", "stack", "active")
-
-
-class BatchNorm(NamedTuple):
-    """A normalisation, every entry [C]: (x - mean) / sqrt(variance + epsilon) * scale + offset."""
-
-    scale: Any
-    offset: Any
-    mean: Any
-    variance: Any
-
-
-class ResidualWeights(NamedTuple):
-    """The parameters of a unit with C channels in, C_out out and M inside."""
-
-    #: [C, M].
-    w1: Any
-    #: [3, 3, M, M].
-    w2: Any
-    #: [M, C_out].
-    w3: Any
-    #: Of C channels; None leaves out the first normalisation and ReLU.
-    bn1: BatchNorm | None
-    #: Of M channels.
-    bn2: BatchNorm
-    bn3: BatchNorm
-    #: [C, C_out] of the shortcut, or None: the shortcut is x.
-    w_project: Any = None
+#: Of the convolutions, as ``block_params_chain`` takes them.
+KSIZES = ((1, 1), (3, 3), (1, 1))
 
 
 def residual_unit(
-    x: Any, weights: ResidualWeights, *, strides: Sequence[Any] = (1, 1), epsilon: float = 1e-3
+    x: Any, weights: ResidualWeights, *, strides: Sequence[Any] = (1, 1), epsilon: float = EPSILON
 ) -> tf.Tensor:
     """The unit at every pixel, with the fixed statistics of the weights.
 
@@ -105,7 +86,7 @@ def sparse_residual_unit(
     border: str = "dense",
     bn: str = "inference",
     strides: Sequence[Any] = (1, 1),
-    epsilon: float = 1e-3,
+    epsilon: float = EPSILON,
     in_place: bool = False,
     version: str | Fused = "auto",
 ) -> Any:
@@ -162,7 +143,7 @@ def masked_residual_unit(
     weights: ResidualWeights,
     *,
     border: str = "dense",
-    epsilon: float = 1e-3,
+    epsilon: float = EPSILON,
     out: tf.Variable | None = None,
     version: str | Fused = "auto",
 ) -> Any:
@@ -222,37 +203,18 @@ def _operands(
         for name, value in weights._asdict().items()
         if not name.startswith("bn")
     }
-    channels = plain.shape[3]
-    narrow = static("w1", tensors["w1"])[-1]
-    out = static("w3", tensors["w3"])[-1]
-    for name, wanted in (
-        ("w1", (channels, narrow)),
-        ("w2", (3, 3, narrow, narrow)),
-        ("w3", (narrow, out)),
-        ("w_project", (channels, out)),
-    ):
-        if tensors[name] is not None:
-            shape = static(name, tensors[name])
-            if len(shape) != len(wanted) or any(arguments.differ(a, b) for a, b in zip(shape, wanted, strict=True)):
-                raise ValueError(f"{name} has shape {arguments.text(shape)}: expected {arguments.text(wanted)}")
-    if tensors["w_project"] is None and arguments.differ(channels, out):
-        raise ValueError(f"w3 gives {out} channels but x has {channels}: a w_project [C, C_out] is needed")
-    norms = {
-        name: _norm(name, getattr(weights, name), plain, channels if name == "bn1" else narrow)
-        for name in ("bn1", "bn2", "bn3")
-    }
-    return plain, ResidualWeights(**tensors, **norms), strides_pair("strides", strides)
+    norms = {name: _norm(name, getattr(weights, name), plain) for name in ("bn1", "bn2", "bn3")}
+    unit, step = ResidualWeights(**tensors, **norms), strides_pair("strides", strides)
+    check_weights(unit, static("x", plain), step)
+    return plain, unit, step
 
 
-def _norm(name: str, norm: BatchNorm | None, like: tf.Tensor, channels: int | None) -> BatchNorm | None:
+def _norm(name: str, norm: BatchNorm | None, like: tf.Tensor) -> BatchNorm | None:
     if norm is None:
         if name != "bn1":
             raise ValueError(f"{name}=None: only bn1 may be left out")
         return None
-    tensors = [real(f"{name}.{part}", value, like) for part, value in BatchNorm(*norm)._asdict().items()]
-    for part, tensor in zip(BatchNorm._fields, tensors, strict=True):
-        arguments.check_vector(f"{name}.{part}", static(part, tensor), channels)
-    return BatchNorm(*tensors)
+    return BatchNorm(*(real(f"{name}.{part}", value, like) for part, value in BatchNorm(*norm)._asdict().items()))
 
 
 def _pointwise(matrix: tf.Tensor) -> tf.Tensor:
@@ -282,7 +244,7 @@ def _affine(h: tf.Tensor, norm: BatchNorm | None, epsilon: float) -> tf.Tensor:
 def _shortcut(x: tf.Tensor, unit: ResidualWeights, step: tuple[int, int]) -> tf.Tensor:
     if unit.w_project is not None:
         return tf.nn.conv2d(x, _pointwise(unit.w_project), list(step), "SAME")
-    return x if step == (1, 1) else x[:, :: step[0], :: step[1]]
+    return x
 
 
 def _not_fused(bn: str, step: tuple[int, int], unit: ResidualWeights) -> str:

@@ -1,8 +1,8 @@
 """Convolutions on sets of active sites in TensorFlow: submanifold, strided, and the inverse of a strided one.
 
 Graham, van der Maaten, "Submanifold Sparse Convolutional Networks", arXiv 1706.01307; facebookresearch/SparseConvNet
-``SCN/Metadata``; traveller59/spconv. 1 to 4 spatial axes. Coordinates are known when a function is traced, features need
-not be. Gradients by the tape.
+``SCN/Metadata``; traveller59/spconv. 1 to 4 spatial axes. Coordinates are known when a function is traced, features
+need not be. Gradients by the tape.
 """
 
 from __future__ import annotations
@@ -244,7 +244,8 @@ def sparse_inverse_conv(
         raise ValueError("paired is not what a sparse_conv was given that made these sites: give its input")
     if tuple(kernel.shape[:-2]) != rulebook.kernel.size:
         raise ValueError(
-            f"w has shape {arguments.text(static('w', kernel))}: the paired convolution's kernel is {rulebook.kernel.size}"
+            f"w has shape {arguments.text(static('w', kernel))}: the paired convolution has a kernel of "
+            f"{rulebook.kernel.size}"
         )
     return _computed(sites, kernel, bias, rulebook, True, 1, version)
 

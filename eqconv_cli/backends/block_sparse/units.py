@@ -1,0 +1,67 @@
+"""The parameters of the residual unit, for the arrays of every framework."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from eqconv_cli.backends.block_sparse.arguments import Shape, check_vector, differ, text
+
+#: TensorFlow's and SBNet's default.
+EPSILON = 1e-3
+BORDERS = ("dense", "original")
+STATISTICS = ("inference", "stack", "active")
+
+
+class BatchNorm(NamedTuple):
+    """scale (x - mean) / sqrt(variance + epsilon) + offset for each channel; four arrays [C]."""
+
+    scale: Any
+    offset: Any
+    mean: Any
+    variance: Any
+
+
+class ResidualWeights(NamedTuple):
+    """The pre-activation bottleneck: shortcut + conv1x1(relu(bn3(conv3x3(relu(bn2(conv1x1(relu(bn1(x)))))))).
+
+    C channels in, Cout out, M in between; no biases.
+    """
+
+    #: [C, M].
+    w1: Any
+    #: [3, 3, M, M].
+    w2: Any
+    #: [M, Cout].
+    w3: Any
+    #: Of C channels; None leaves out the first normalisation and the first ReLU.
+    bn1: BatchNorm | None
+    #: Of M channels.
+    bn2: BatchNorm
+    bn3: BatchNorm
+    #: [C, Cout], the strided 1x1 convolution of the shortcut; None: the shortcut is x.
+    w_project: Any = None
+
+
+def check_weights(weights: ResidualWeights, x: Shape, strides: tuple[int, int]) -> None:
+    """Raises ValueError unless the shapes fit each other and the image [N, H, W, C]."""
+    channels, bottleneck = x[3], weights.w1.shape[-1]
+    filters = weights.w3.shape[-1]
+    for name, wanted in (
+        ("w1", (channels, bottleneck)),
+        ("w2", (3, 3, bottleneck, bottleneck)),
+        ("w3", (bottleneck, filters)),
+        ("w_project", (channels, filters)),
+    ):
+        array = getattr(weights, name)
+        if array is not None and (
+            len(array.shape) != len(wanted) or any(differ(a, b) for a, b in zip(array.shape, wanted, strict=True))
+        ):
+            raise ValueError(f"{name} has shape {text(array.shape)}: expected {text(wanted)}")
+    for name, extent in (("bn1", channels), ("bn2", bottleneck), ("bn3", bottleneck)):
+        for part, array in zip(BatchNorm._fields, getattr(weights, name) or (), strict=False):
+            check_vector(f"{name}.{part}", array.shape, extent)
+    if weights.w_project is None and (differ(filters, channels) or strides != (1, 1)):
+        raise ValueError(
+            f"w3 has {filters} outputs, x {channels} channels and strides={strides}: without w_project the shortcut is "
+            "x itself, so both must be equal and the strides (1, 1)"
+        )
