@@ -49,19 +49,20 @@ inline int64_t rows_read(const Geometry& g, const int32_t* sites, int64_t count,
         w[i] = at.w() * g.stride_width - g.pad_width;
         base[i] = (uint32_t(at.image()) * uint32_t(g.height) + uint32_t(h[i])) * uint32_t(g.width) + uint32_t(w[i]);
     }
+    const uint32_t height = uint32_t(g.height), width = uint32_t(g.width);
     int64_t found = 0;
     for (int32_t i = 0; i < g.kernel_height; ++i)
         for (int32_t j = 0; j < g.kernel_width; ++j, rows += step) {
             const int32_t down = i * g.dilation_height, right = j * g.dilation_width;
-            const uint32_t offset = uint32_t(down) * uint32_t(g.width) + uint32_t(right);
-            int32_t missing = 0;
+            const uint32_t offset = uint32_t(down) * width + uint32_t(right);
+            int32_t inside = 0;
             for (int64_t s = 0; s < count; ++s) {
-                const bool inside = (uint32_t(h[s] + down) < uint32_t(g.height)) &
-                                    (uint32_t(w[s] + right) < uint32_t(g.width));
-                rows[s] = inside ? int32_t(base[s] + offset) : -1;
-                missing += !inside;
+                const int32_t here = uint32_t(h[s] + down) < height ? int32_t(base[s] + offset) : -1;
+                const int32_t row = uint32_t(w[s] + right) < width ? here : -1;
+                rows[s] = row;
+                inside += row >= 0;
             }
-            found += count - missing;
+            found += inside;
         }
     return found;
 }
