@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from eqconv_cli.errors import Unavailable, UsageError, unknown
 
@@ -52,11 +52,20 @@ class Prepared(Protocol):
         """Run ``work`` and return the allocator's peak above the start, or None where it keeps no count."""
 
 
+@runtime_checkable
+class Staged(Protocol):
+    """A :class:`Prepared` whose run is made of stages that can be timed apart."""
+
+    def stages(self) -> Mapping[str, float]:
+        """Run once and return the seconds of each stage by name, in their order."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One algorithm with its options in one framework, named ``algorithm+option@framework``.
 
-    ``prepare`` names a function ``prepare(inputs, dtype, device, **arguments) -> Prepared``.
+    ``prepare`` names a function ``prepare(inputs, dtype, device, **arguments) -> Prepared``. Names are unique among the
+    variants of an operation.
     """
 
     algorithm: str
@@ -80,6 +89,12 @@ class Variant:
     #: Factor on the tolerance for an algorithm known to lose digits, and its derivation.
     tolerance_factor: float = 1.0
     tolerance_why: str = ""
+    #: The operation that it computes, by name; "" is the family's first.
+    operation: str = ""
+    #: Somebody else's package, shown beside eqconv's own: where it is not installed, one row says so.
+    peer: bool = False
+    #: Python modules, besides the framework, without which it cannot run.
+    requires: tuple[str, ...] = ()
     summary: str = ""
     source: str = ""
 
@@ -117,26 +132,53 @@ class Problem:
     tiny: Mapping[str, Parameter] = field(default_factory=dict)
     #: The parameters that differ from the catalog's; they show in the name.
     changes: Mapping[str, Parameter] = field(default_factory=dict)
+    #: The operation that it is an instance of, by name; "" is the family's first.
+    operation: str = ""
+    #: What it belongs to, by kind, e.g. ``{"test": "conv", "arch": "resnet-v2"}``; options of ``bench`` choose by it.
+    facets: Mapping[str, str] = field(default_factory=dict)
+    #: The words that a parameter may be, for parameters that are one of a few words.
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Published speed-ups over the baseline by source, for these very parameters.
+    published: Mapping[str, float] = field(default_factory=dict)
 
     def arrays(self, seed: int) -> Arrays:
         """The inputs for a seed."""
         return self.make(seed, **self.parameters)
 
     def with_parameters(self, **changes: Parameter) -> Problem:
-        """The same problem with other parameters, which then show in its name."""
+        """The same problem with other parameters, which then show in its name.
+
+        Raises:
+            UsageError: the problem has no such parameter, or the parameter cannot have this value.
+        """
         unknown_names = sorted(set(changes) - set(self.parameters))
         if unknown_names:
             raise unknown("--set", unknown_names[0], sorted(self.parameters))
+        for name, value in changes.items():
+            if name in self.choices and value not in self.choices[name]:
+                raise unknown(f"--set {name}", str(value), self.choices[name])
         merged = {**self.changes, **changes}
-        shown = ",".join(f"{name}={value}" for name, value in merged.items())
-        base = self.name.split("[")[0]
         parameters = {**self.parameters, **changes}
-        return replace(self, name=f"{base}[{shown}]", parameters=parameters, changes=merged)
+        published = self.published if parameters == self.parameters else {}
+        name = _shown_name(self.name, merged)
+        return replace(self, name=name, parameters=parameters, changes=merged, published=published)
+
+    def name_without(self, *parameters: str) -> str:
+        """The name that the problem has when these changes are not shown: what a sweep over them has in common."""
+        return _shown_name(self.name, {name: value for name, value in self.changes.items() if name not in parameters})
+
+
+def _shown_name(name: str, changes: Mapping[str, Parameter]) -> str:
+    base = name.split("[")[0]
+    return f"{base}[{','.join(f'{key}={value}' for key, value in changes.items())}]" if changes else base
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arrays that an invariant says are equal, and the scale below which a difference is absolute."""
+    """Two arrays that an invariant says are equal, and the scale below which a difference is absolute.
+
+    Integers and booleans must be equal, whatever the tolerance.
+    """
 
     name: str
     actual: np.ndarray
@@ -146,11 +188,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Check:
-    """An invariant of the family: ``run(compute, inputs, seed)`` calls the variant and returns pairs to compare."""
+    """An invariant: ``run(compute, inputs, seed)`` calls the variant and returns pairs to compare.
+
+    No pairs say that the invariant means nothing for these inputs.
+    """
 
     name: str
     run: Callable[[Callable[[Arrays], Arrays], Arrays, int], Sequence[Pair]]
+    #: The statement that it checks.
     title: str = ""
+    #: True: a row of its own under its own name, and every call of ``compute`` runs the variant again. False: a part of
+    #: the row "invariant", which computes the unchanged inputs once for all its checks.
+    own_row: bool = False
+    #: None: the tolerance of the row; 0: equal to the last bit; else this number, whatever the user's is.
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +213,44 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """One formula, its reference in float64 and what is known about checking and timing it."""
+
+    name: str
+    title: str
+    formula: str
+    #: ``reference(inputs) -> outputs`` in float64; an output of integers or booleans must be met exactly.
+    reference: str
+    #: The variant that every time is divided by in ``bench``.
+    baseline: str
+    #: ``gradients(inputs, cotangents) -> gradients`` in float64; None when nothing is differentiable.
+    reference_gradients: str | None = None
+    #: Inputs with a gradient, in the order of the table.
+    differentiable: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    #: The work that each pass needs at least, by the pass's name: "forward", "forward+backward".
+    cost: Callable[[Arrays], Mapping[str, Cost]] | None = None
+    #: The names and statements of its comparisons with the reference.
+    value_check: str = "value"
+    gradient_check: str = "gradient"
+    value_title: str = ""
+    gradient_title: str = ""
+    #: The outputs must equal the reference to the last bit: nothing is rounded on the way.
+    exact: bool = False
+    #: Scale floors of the error metric: |error| / max(floor, max|reference|).
+    value_floor: float = 1.0
+    gradient_floor: float = 1e-3
+    #: The gradient jumps where an activation does (ReLU at 0), and rounding in float32 moves some units across. Then
+    #: ``bench`` verifies a float32 run by its outputs, and its gradients by the same variant in float64 on the small
+    #: form of the problem.
+    gradient_jumps: bool = False
+    #: Numbers that describe the inputs, for the report: sizes, densities.
+    facts: Callable[[Arrays], Mapping[str, float]] | None = None
+    #: The speed-up over the baseline that these inputs allow, e.g. 1 / density.
+    ideal: Callable[[Arrays], float] | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """A published benchmark: its problems, its variants and what every time is divided by."""
 
@@ -170,51 +259,63 @@ class Case:
     source: str
     problems: tuple[Problem, ...]
     variants: tuple[Variant, ...]
+    #: "": the baseline of each operation.
     baseline: str
     #: Which passes are timed, of "forward", "forward+backward", "step".
     passes: tuple[str, ...] = ("forward", "forward+backward")
-    #: The oracle when the case times something else than the family's operation, as in :class:`Family`.
+    #: The oracle when the case times something else than the operation, as in :class:`Operation`.
     reference: str | None = None
     reference_gradients: str | None = None
     differentiable: tuple[str, ...] | None = None
-    #: The gradient jumps where an activation does (ReLU at 0), and rounding in float32 moves some units across. Then a
-    #: float32 run is verified by its outputs, and its gradients by the same variant in float64 on the small form of
-    #: the problem.
+    #: As in :class:`Operation`.
     gradient_jumps: bool = False
-    #: Whether ``Family.cost`` describes what the case times.
+    #: Whether ``Operation.cost`` describes what the case times.
     costed: bool = True
+
+    def timed(self, operation: Operation) -> Operation:
+        """The operation as this case times it."""
+        return replace(
+            operation,
+            baseline=self.baseline or operation.baseline,
+            reference=self.reference or operation.reference,
+            reference_gradients=self.reference_gradients or operation.reference_gradients,
+            differentiable=operation.differentiable if self.differentiable is None else self.differentiable,
+            gradient_jumps=self.gradient_jumps or operation.gradient_jumps,
+            cost=operation.cost if self.costed else None,
+        )
 
 
 @dataclass(frozen=True)
 class Family:
-    """One operation, defined by one formula, with everything that is known about computing it."""
+    """Operations that belong together, with everything that is known about computing them."""
 
     name: str
     title: str
-    formula: str
     paper: str
-    #: ``reference(inputs) -> outputs`` and ``gradients(inputs, cotangents) -> gradients``, in float64.
-    reference: str
-    reference_gradients: str
-    #: Inputs with a gradient, in the order of the table.
-    differentiable: tuple[str, ...]
+    operations: tuple[Operation, ...]
     problems: tuple[Problem, ...]
     variants: tuple[Variant, ...]
-    checks: tuple[Check, ...]
-    cases: tuple[Case, ...]
-    #: The variant that every time is divided by in ``bench`` without ``--case``.
-    baseline: str
-    #: The work that each pass needs at least, by the pass's name: "forward", "forward+backward".
-    cost: Callable[[Arrays], Mapping[str, Cost]]
-    #: Scale floors of the error metric: |error| / max(floor, max|reference|).
-    value_floor: float = 1.0
-    gradient_floor: float = 1e-3
+    cases: tuple[Case, ...] = ()
     #: Tolerance of float64 runs, unless the user asks for a tighter one.
     float64_tolerance: float = 1e-12
-    #: Options that take the user's own file, by name: "mesh", "graph", "image", ...
-    file_problems: Mapping[str, Callable[[Path], Problem]] = field(default_factory=dict)
+    #: Options that take the user's own file, by name: "mesh", "graph", "image", "mask". A file makes one problem, or
+    #: one for each operation that it is an input of.
+    file_problems: Mapping[str, Callable[[Path], Problem | tuple[Problem, ...]]] = field(default_factory=dict)
     #: Says which variant ``version="auto"`` would take for these inputs, and why; one line a framework.
     explain: Callable[[Arrays], Sequence[str]] | None = None
+
+    def operation_of(self, record: Problem | Variant) -> Operation:
+        """The operation that a problem or a variant belongs to."""
+        if not record.operation:
+            return self.operations[0]
+        return next(operation for operation in self.operations if operation.name == record.operation)
+
+    def opened(self, option: str, path: Path) -> tuple[Problem, ...]:
+        """The problems on a user's file; none when the option means nothing to this family."""
+        if option not in self.file_problems:
+            return ()
+        found = self.file_problems[option](path)
+        return found if isinstance(found, tuple) else (found,)
 
 
 def load(path: str) -> Any:

@@ -59,6 +59,7 @@ class Row:
     max_abs: float | None = None
     max_rel: float | None = None
     tolerance: float | None = None
+    operation: str = ""
     parts: tuple[Part, ...] = ()
     repeat: str | None = None
     median_s: float | None = None
@@ -78,10 +79,23 @@ class Row:
     percent_of_ceiling: float | None = None
     #: Of the flops and of the bytes, the longer one first.
     floors: tuple[Floor, ...] = ()
+    #: Time of the baseline / time, and what the inputs allow at most, where the operation says so.
+    speed_up: float | None = None
+    ideal: float | None = None
+    percent_of_ideal: float | None = None
+    #: The problem's name without its sparsity and block size: the rows of one sweep share it.
+    series: str | None = None
+    #: Numbers that describe the inputs.
+    facts: Mapping[str, float] = field(default_factory=dict)
+    #: Median seconds of each stage of a run.
+    stages: Mapping[str, float] = field(default_factory=dict)
+    #: Published speed-ups by source.
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
+_NESTED = ("parts", "samples_s", "floors", "facts", "stages", "published")
 #: Columns of the CSV file: every scalar field of a row, in order.
-CSV_COLUMNS = tuple(f.name for f in fields(Row) if f.name not in ("parts", "samples_s", "floors"))
+CSV_COLUMNS = tuple(f.name for f in fields(Row) if f.name not in _NESTED)
 
 
 @dataclass(frozen=True)

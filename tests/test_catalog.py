@@ -5,28 +5,31 @@ from pathlib import Path
 import pytest
 
 from eqconv_cli import catalog
-from eqconv_cli.catalog import Problem, Variant
+from eqconv_cli.catalog import Family, Operation, Problem, Variant
 from eqconv_cli.errors import UsageError
 
 FAMILIES = [catalog.family(name) for name in catalog.family_names()]
 
 
 def test_every_folder_of_backends_is_a_family() -> None:
-    assert catalog.family_names() == ("feature_steered",)
-    assert all(family.name in catalog.family_names() for family in FAMILIES)
+    folders = Path(catalog.__file__).parent / "backends"
+    assert set(catalog.family_names()) == {file.parent.name for file in folders.glob("*/__init__.py")}
+    assert [family.name for family in FAMILIES] == list(catalog.family_names())
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_names_are_unique_and_the_baselines_exist(family: catalog.Family) -> None:
-    names = [variant.name for variant in family.variants]
-    assert len(set(names)) == len(names)
-    assert family.baseline in names
-    assert 2 <= sum(variant.headline for variant in family.variants) <= 24
-    assert next(v for v in family.variants if v.name == family.baseline).headline
+    assert len({operation.name for operation in family.operations}) == len(family.operations)
+    for operation in family.operations:
+        mine = {v.name: v for v in family.variants if family.operation_of(v) is operation}
+        assert len(mine) == sum(family.operation_of(v) is operation for v in family.variants)
+        assert mine[operation.baseline].headline
+        assert 2 <= sum(variant.headline for variant in mine.values()) <= 24
+        assert any(family.operation_of(problem) is operation for problem in family.problems)
     assert len({problem.name for problem in family.problems}) == len(family.problems)
     for case in family.cases:
-        assert case.baseline in [variant.name for variant in case.variants]
-        assert len({variant.name for variant in case.variants}) == len(case.variants)
+        assert case.baseline in ["", *(variant.name for variant in case.variants)]
+        assert len({(variant.operation, variant.name) for variant in case.variants}) == len(case.variants)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -49,6 +52,14 @@ def test_a_problem_shows_its_changed_parameters() -> None:
     assert problem.with_parameters(n=5).with_parameters(n=7).name == "random[n=7]"
     with pytest.raises(UsageError, match=r"--set 'k' is unknown: allowed: m, n"):
         problem.with_parameters(k=1)
+
+
+def test_an_operation_is_found_by_its_name_and_the_first_without_one() -> None:
+    first, second = Operation("a", "", "", "", ""), Operation("b", "", "", "", "")
+    family = Family("f", "", "", (first, second), (), ())
+    assert family.operation_of(Variant("v", "numpy", "x:y")) is first
+    assert family.operation_of(Variant("v", "numpy", "x:y", operation="b")) is second
+    assert family.operation_of(Problem("p", dict, operation="b")) is second
 
 
 def test_unknown_family_lists_the_close_matches() -> None:

@@ -24,12 +24,17 @@ def verify(
     device: common.Device = "cpu",
     dtype: Annotated[str, typer.Option("--dtype", metavar="LIST", help="float32, float64.")] = "float32,float64",
     grad: Annotated[bool, typer.Option("--grad/--no-grad", help="Check gradients too.")] = True,
+    check: Annotated[
+        list[str] | None, typer.Option("--check", metavar="GLOB", help="Only these checks, e.g. value or 'E1*'.")
+    ] = None,
     only: common.Only = None,
     skip: common.Skip = None,
     problem: common.Problems = None,
     set_: common.Settings = None,
     mesh: common.Mesh = None,
     graph: common.GraphFile = None,
+    mask: common.MaskFile = None,
+    image: common.ImageFile = None,
     plugin: common.Plugin = None,
     quick: common.Quick = False,
     full: Annotated[bool, typer.Option("--full", help="Hard problems and slowly compiled variants too.")] = False,
@@ -52,18 +57,19 @@ def verify(
     common.check_stdout(json=json, csv=csv, md=md)
     devices = common.comma_list("--device", device, common.DEVICES)
     dtypes = common.comma_list("--dtype", dtype, common.DTYPES)
-    files = common.file_options(mesh=mesh, graph=graph)
+    files = common.file_options(mesh=mesh, graph=graph, mask=mask, image=image)
     changes = common.settings(set_)
     frameworks.limit_threads(threads)
 
     from eqconv_cli.engine import selection
     from eqconv_cli.engine.machine import fingerprint
+    from eqconv_cli.engine.overview import check_globs
     from eqconv_cli.engine.verify import VerifyPlan
     from eqconv_cli.engine.verify import verify as run
     from eqconv_cli.report import console as terminal
     from eqconv_cli.report import files as writers
     from eqconv_cli.report.markdown import write_markdown
-    from eqconv_cli.report.verify_table import verify_summary, verify_tables
+    from eqconv_cli.report.verify_table import check_tables, verify_summary, verify_tables
 
     for option, target in (("--json", json), ("--csv", csv), ("--md", md), ("--junit", junit)):
         writers.check_writable(option, target)
@@ -76,8 +82,12 @@ def verify(
         plugin=plugin,
     )
     effort = "full" if full else "quick" if quick else "default"
+    chosen = selection.for_verify(selection.families(families or ()), filters, effort)
+    checks = tuple(check or ())
+    check_globs(chosen, checks)
     plan = VerifyPlan(
-        selections=selection.for_verify(selection.families(families or ()), filters, effort),
+        selections=chosen,
+        checks=checks,
         dtypes=dtypes,
         devices=devices,
         tolerance=tol,
@@ -98,12 +108,15 @@ def verify(
         tol=tol,
         device=devices,
         dtype=dtypes,
+        check=check,
         only=only,
         skip=skip,
         problem=problem,
         set=set_,
         mesh=mesh,
         graph=graph,
+        mask=mask,
+        image=image,
         plugin=plugin,
         quick=quick,
         full=full,
@@ -122,6 +135,8 @@ def verify(
     out = err if "-" in (json, csv, md) else terminal.out_console(no_color)
     if not quiet and out is not err:
         out.print(verify_tables(rows))
+        if "checks" in finished.facts:
+            out.print(check_tables(finished.facts["checks"]))
     verify_summary(rows, finished, out)
     return _exit_code([row.status for row in rows], finished.interrupted, strict)
 

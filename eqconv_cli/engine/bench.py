@@ -7,6 +7,7 @@ changes all of them, and ratios are taken round by round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from eqconv_cli import frameworks
-from eqconv_cli.catalog import Cost, Prepared, Problem, Variant
-from eqconv_cli.engine import ceilings, memory, statistics
+from eqconv_cli.catalog import Cost, Prepared, Problem, Staged, Variant
+from eqconv_cli.engine import ceilings, heap, memory, statistics
+from eqconv_cli.engine.break_even import break_evens
 from eqconv_cli.engine.checks import check_gradient, check_value, describe
 from eqconv_cli.engine.oracle import Instance
 from eqconv_cli.engine.selection import Selection
-from eqconv_cli.engine.verify import why_not
+from eqconv_cli.engine.verify import AbsentPeers, why_not
 from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished, RunStarted, UnitFinished, UnitStarted
 
 PASSES = ("forward", "forward+backward")
@@ -31,6 +33,8 @@ PASSES = ("forward", "forward+backward")
 _SHORTEST_SAMPLE_S = 2e-3
 #: Fewest rounds for an interval to mean anything, kept even when the time budget is spent.
 MIN_ROUNDS = 5
+#: Runs of which the time of a stage is the median.
+STAGE_RUNS = 7
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
         for problem in selection.problems
         for check in (selection.case.passes if selection.case else PASSES)
         if check in plan.passes
+        if check == "forward" or selection.operation.reference_gradients is not None
     ]
     counts: Counter[str] = Counter()
     interrupted = False
@@ -92,15 +97,19 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
     for selection in plan.selections:
         if selection.left_out:
             yield Note(
-                f"{selection.family.name}: {len(selection.variants)} headline variants; --only chooses among "
+                f"{selection.label}: {len(selection.variants)} headline variants; --only chooses among "
                 f"{len(selection.left_out)} more"
             )
     facts: dict[str, Any] = {"seed": plan.seed}
+    rows: list[Row] = []
+    absent = AbsentPeers()
     try:
-        with frameworks.pinned(plan.threads) as cores:
+        with frameworks.pinned(plan.threads) as cores, heap.retained() as retained:
             if cores:
                 facts["cores"] = cores
                 yield Note(f"pinned to {'core' if len(cores) == 1 else 'cores'} {', '.join(map(str, cores))}")
+            if retained:
+                yield Note("memory that was freed stays in the process: no time has page faults for it in it")
             # They are those of the CPU, and say nothing about what a GPU could do.
             if plan.device == "cpu":
                 limits = ceilings.measure(plan.dtype, plan.threads)
@@ -108,14 +117,18 @@ def bench(plan: BenchPlan) -> Iterator[Event]:
                 yield Note(f"ceilings measured in this run, {plan.dtype}: {shown}")
             for group in groups:
                 budget = None if plan.time_budget is None else plan.time_budget / len(groups)
-                for event in _bench_group(group, plan, limits, budget):
+                for event in _bench_group(group, plan, limits, budget, absent):
                     if isinstance(event, RowFinished):
                         counts[event.row.status] += 1
+                        rows.append(event.row)
                     yield event
     except KeyboardInterrupt:
         interrupted = True
     if limits is not None:
         facts["ceilings"] = [asdict(ceiling) for ceiling in limits.measured]
+    crossings = break_evens(rows)
+    if crossings:
+        facts["break_even"] = [asdict(crossing) for crossing in crossings]
     yield RunFinished(dict(counts), time.perf_counter() - started, interrupted, facts)
 
 
@@ -125,12 +138,12 @@ def explain(plan: BenchPlan) -> Iterator[str]:
         for problem in selection.problems:
             if selection.family.explain is None or (selection.case and selection.case.reference) or problem.missing():
                 continue
-            for line in selection.family.explain(Instance(selection.family, problem, plan.dtype, plan.seed).inputs):
+            for line in selection.family.explain(Instance(selection.operation, problem, plan.dtype, plan.seed).inputs):
                 yield f"{problem.name}: {line}"
 
 
 def _bench_group(
-    group: _Group, plan: BenchPlan, limits: ceilings.Ceilings | None, budget: float | None
+    group: _Group, plan: BenchPlan, limits: ceilings.Ceilings | None, budget: float | None, absent: AbsentPeers
 ) -> Iterator[Event]:
     contenders: list[_Contender] = []
     instance: Instance | None = None
@@ -141,13 +154,16 @@ def _bench_group(
         reasons = why_not(variant, group.problem, plan.device)
         if not reasons and group.check != "forward" and not variant.gradient:
             reasons = [variant.why_no_gradient or "no backward pass"]
-        if reasons:
+        if reasons and absent.known(group.selection.family, variant):
+            pass
+        elif reasons:
             yield RowFinished(replace(row, status="skip", reason="; ".join(reasons)))
         else:
             instance = instance or _instance(group, plan.dtype, plan)
-            if group.check != "forward" and group.selection.case and group.selection.case.gradient_jumps:
+            if group.check != "forward" and group.selection.operation.gradient_jumps:
                 exact = exact or _instance(replace(group, problem=_small(group.problem)), "float64", plan)
-            entered = _enter(row, variant, instance, exact, plan)
+            limit = _float64_tolerance(group, plan) * variant.tolerance_factor
+            entered = _enter(row, variant, instance, exact, limit, plan)
             if isinstance(entered, Row):
                 yield RowFinished(entered)
             else:
@@ -155,8 +171,9 @@ def _bench_group(
         yield UnitFinished()
     if not contenders or instance is None:
         return
-    baseline = next((c for c in contenders if c.variant.name == group.selection.baseline), contenders[0])
-    if baseline.variant.name != group.selection.baseline:
+    usual = group.selection.operation.baseline
+    baseline = next((c for c in contenders if c.variant.name == usual), contenders[0])
+    if baseline.variant.name != usual:
         yield Note(f"{group.problem.name}, {group.check}: ratios to {baseline.variant.name}, the first that ran")
     samples: dict[str, list[float]] = {c.variant.name: [] for c in contenders}
     yield from _rounds(contenders, samples, plan, budget, group)
@@ -166,23 +183,34 @@ def _bench_group(
         peaks = _peaks(group, contenders, plan)
         for _ in contenders:
             yield UnitFinished()
-    case = group.selection.case
-    costed = case is None or case.costed
-    cost = group.selection.family.cost(instance.inputs).get(group.check) if costed else None
+    costs = group.selection.operation.cost
+    cost = costs(instance.inputs).get(group.check) if costs else None
+    described = _described(group, instance)
     for contender in contenders:
-        row = _timed(contender, samples, baseline.variant.name, plan)
-        yield RowFinished(_with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name)))
+        row = replace(_timed(contender, samples, baseline.variant.name, plan), **described)
+        row = _with_peak(_with_ceiling(row, cost, limits), peaks.get(contender.variant.name))
+        row = _with_speed_up(row, usual)
+        if group.check == "forward" and isinstance(contender.prepared, Staged):
+            try:
+                row = replace(row, stages=_stages(contender.prepared))
+            except Exception as error:
+                if plan.debug:
+                    raise
+                yield Note(f"{row.variant} on {row.problem}: its stages are not timed: {describe(error)}")
+        yield RowFinished(row)
 
 
 def _instance(group: _Group, dtype: str, plan: BenchPlan) -> Instance:
-    return Instance(group.selection.family, group.problem, dtype, plan.seed, group.selection.case)
+    return Instance(group.selection.operation, group.problem, dtype, plan.seed)
 
 
 def _small(problem: Problem) -> Problem:
     return problem.with_parameters(**problem.tiny) if problem.tiny else problem
 
 
-def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | None, plan: BenchPlan) -> _Contender | Row:
+def _enter(
+    row: Row, variant: Variant, instance: Instance, exact: Instance | None, exact_tolerance: float, plan: BenchPlan
+) -> _Contender | Row:
     """Prepare a variant, compare its results with the oracle, warm it up; the finished row if that fails.
 
     With ``exact``, the small problem in float64, gradients are compared there and the timed run by its outputs.
@@ -197,7 +225,8 @@ def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | Non
             if exact is None:
                 verified = check_gradient(row, prepared, instance)
             else:
-                verified = _check_in_float64(check_value(row, prepared, given, instance), variant, exact, plan)
+                verified = check_value(row, prepared, given, instance)
+                verified = _check_in_float64(verified, variant, exact, exact_tolerance, plan.device)
             cotangents = {name: prepared.upload(g.copy()) for name, g in instance.cotangents.items()}
 
             def work() -> Any:
@@ -214,12 +243,11 @@ def _enter(row: Row, variant: Variant, instance: Instance, exact: Instance | Non
         return replace(row, status="error", reason=describe(error))
 
 
-def _check_in_float64(verified: Row, variant: Variant, exact: Instance, plan: BenchPlan) -> Row:
+def _check_in_float64(verified: Row, variant: Variant, exact: Instance, tolerance: float, device: str) -> Row:
     """Add the comparison of the gradients in float64 to a row that has passed by its outputs."""
     if verified.status != "pass":
         return verified
-    tolerance = min(plan.tolerance, exact.family.float64_tolerance) * variant.tolerance_factor
-    prepared = variant.bind(exact.fresh_inputs(), "float64", plan.device)
+    prepared = variant.bind(exact.fresh_inputs(), "float64", device)
     gradient = check_gradient(replace(verified, tolerance=tolerance), prepared, exact)
     where = f"gradients in float64 on {exact.problem.name}"
     if gradient.status != "pass":
@@ -291,6 +319,38 @@ def _timed(contender: _Contender, samples: Mapping[str, list[float]], baseline: 
     )
 
 
+def _described(group: _Group, instance: Instance) -> dict[str, Any]:
+    """What the rows of a group say about the problem."""
+    operation, problem = group.selection.operation, group.problem
+    stated = operation.facts(instance.inputs) if operation.facts else {}
+    facts = {name: float(value) for name, value in stated.items()}
+    series = None
+    if "sparsity" in problem.parameters:
+        facts["sparsity"] = float(problem.parameters["sparsity"])
+        series = problem.name_without("sparsity", "block_size")
+    ideal = float(operation.ideal(instance.inputs)) if operation.ideal else math.inf
+    published = problem.published if group.check == "forward" else {}
+    return {
+        "facts": facts,
+        "series": series,
+        "ideal": ideal if math.isfinite(ideal) else None,
+        "published": published,
+    }
+
+
+def _with_speed_up(row: Row, usual_baseline: str) -> Row:
+    """Add the speed-up and its share of the ideal one, where the ratio is to the operation's own baseline."""
+    if row.ideal is None or row.ratio is None or row.baseline != usual_baseline or row.variant == row.baseline:
+        return row
+    return replace(row, speed_up=1 / row.ratio, percent_of_ideal=100 / row.ratio / row.ideal)
+
+
+def _stages(prepared: Staged) -> dict[str, float]:
+    """Median seconds of each stage."""
+    runs = [prepared.stages() for _ in range(STAGE_RUNS)]
+    return {name: statistics.median([run[name] for run in runs]) for name in runs[0]}
+
+
 def _with_ceiling(row: Row, cost: Cost | None, limits: ceilings.Ceilings | None) -> Row:
     if cost is None or limits is None or not row.median_s:
         return row
@@ -317,6 +377,7 @@ def _peaks(group: _Group, contenders: Sequence[_Contender], plan: BenchPlan) -> 
     requests = [
         memory.Request(
             family=selection.family.name,
+            operation=selection.operation.name,
             case=selection.case.name if selection.case else None,
             problem=group.problem.name.split("[")[0],
             parameters=group.problem.changes,
@@ -336,11 +397,18 @@ def _peaks(group: _Group, contenders: Sequence[_Contender], plan: BenchPlan) -> 
     return {contender.variant.name: m for contender, m in zip(contenders, measured, strict=True)}
 
 
+def _float64_tolerance(group: _Group, plan: BenchPlan) -> float:
+    return min(plan.tolerance, group.selection.family.float64_tolerance)
+
+
 def _row_template(group: _Group, variant: Variant, plan: BenchPlan) -> Row:
-    family = group.selection.family
-    limit = min(plan.tolerance, family.float64_tolerance) if plan.dtype == "float64" else plan.tolerance
+    operation = group.selection.operation
+    limit = _float64_tolerance(group, plan) if plan.dtype == "float64" else plan.tolerance
+    if operation.exact and group.check == "forward":
+        limit = 0.0
     return Row(
-        family=family.name,
+        family=group.selection.family.name,
+        operation=operation.name,
         problem=group.problem.name,
         variant=variant.name,
         algorithm=variant.algorithm,

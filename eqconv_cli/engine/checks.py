@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eqconv_cli.catalog import Arrays, Prepared
-from eqconv_cli.engine.comparison import compare, same_arrays
+from eqconv_cli.engine.comparison import compare, is_discrete, same_arrays, same_kind
 from eqconv_cli.engine.oracle import Instance
 from eqconv_cli.events import Part, Row
 
@@ -35,7 +35,7 @@ def check_value(row: Row, prepared: Prepared, given: Arrays, instance: Instance,
         results = downloaded(prepared, prepared.run())
         faults += _structure_faults(results, instance.outputs, instance.dtype)
         faults += _sharing_faults(results, given, instance.inputs, instance.outputs)
-        new = _compare_all(results, instance.outputs, tolerance_of(row), instance.family.value_floor, suffix)
+        new = _compare_all(results, instance.outputs, tolerance_of(row), instance.operation.value_floor, suffix)
         # The second run is named only where it is wrong: it normally repeats the first to the last digit or nearly so.
         parts += [p for p in new if not suffix or not p.passed]
     faults += _input_faults(prepared.inputs(), instance.inputs)
@@ -51,7 +51,7 @@ def check_gradient(row: Row, prepared: Prepared, instance: Instance) -> Row:
         results = downloaded(prepared, prepared.run_backward(cotangents))
         faults += _structure_faults(results, instance.gradients, instance.dtype)
         faults += _sharing_faults(results, prepared.inputs(), instance.inputs, instance.gradients)
-        new = _compare_all(results, instance.gradients, tolerance_of(row), instance.family.gradient_floor, suffix)
+        new = _compare_all(results, instance.gradients, tolerance_of(row), instance.operation.gradient_floor, suffix)
         parts += [p for p in new if not suffix or not p.passed]
     faults += _input_faults(prepared.inputs(), instance.inputs)
     for name, g in instance.cotangents.items():
@@ -111,9 +111,18 @@ def _structure_faults(results: Arrays, expected: Arrays, dtype: str) -> list[str
     faults = [f"{name} is missing" for name in expected if name not in results]
     faults += [f"{name} was not asked for" for name in results if name not in expected]
     faults += [
-        f"{name} has dtype {array.dtype}, expected {dtype}" for name, array in results.items() if array.dtype != dtype
+        f"{name} has dtype {array.dtype}, expected {dtype}"
+        for name, array in results.items()
+        if not _dtype_is_right(array, expected.get(name), dtype)
     ]
     return faults
+
+
+def _dtype_is_right(array: np.ndarray, expected: np.ndarray | None, dtype: str) -> bool:
+    """The dtype of the run, or where the oracle's array holds integers or booleans, its kind in any width."""
+    if expected is not None and is_discrete(expected):
+        return same_kind(array, expected)
+    return bool(array.dtype == dtype)
 
 
 def _sharing_faults(results: Arrays, *others: Arrays) -> list[str]:

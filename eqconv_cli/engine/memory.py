@@ -33,6 +33,7 @@ class Request:
     """What to measure, in names that another process can look up."""
 
     family: str
+    operation: str
     case: str | None
     problem: str
     parameters: Mapping[str, Parameter]
@@ -112,10 +113,12 @@ def _answer(request: Mapping[str, Any]) -> Measured:
     from eqconv_cli.engine.oracle import Instance
 
     family, case, variant, problem = _look_up(request)
-    instance = Instance(family, problem, request["dtype"], request["seed"], case)
+    operation = family.operation_of(problem)
+    operation = case.timed(operation) if case else operation
+    instance = Instance(operation, problem, request["dtype"], request["seed"])
     warmed = ""
     try:
-        tiny = Instance(family, _tiny(family, problem), request["dtype"], request["seed"], case)
+        tiny = Instance(operation, _tiny(family, problem), request["dtype"], request["seed"])
         _Pass(variant, tiny, request)()
     except Exception as error:  # whatever a variant raises that was not made for the small problem
         _Pass(variant, instance, request)()
@@ -151,10 +154,13 @@ def _look_up(request: Mapping[str, Any]) -> tuple[Family, Case | None, Variant, 
     known: Sequence[Variant] = case.variants if case else family.variants
     if request["plugin"]:
         known = (*known, *catalog.plugin_variants(request["plugin"]).get(family.name, ()))
-    variant = next(v for v in known if v.name == request["variant"])
-    opened = {name: family.file_problems[name](Path(path)) for name, path in request["files"]}
-    problems = [*(case.problems if case else family.problems), *opened.values()]
-    problem = next(p for p in problems if p.name == request["problem"])
+    opened = [problem for option, path in request["files"] for problem in family.opened(option, Path(path))]
+
+    def mine(record: Variant | Problem, name: str) -> bool:
+        return record.name == request[name] and family.operation_of(record).name == request["operation"]
+
+    variant = next(v for v in known if mine(v, "variant"))
+    problem = next(p for p in [*(case.problems if case else family.problems), *opened] if mine(p, "problem"))
     return family, case, variant, problem.with_parameters(**request["parameters"]) if request["parameters"] else problem
 
 
@@ -162,7 +168,8 @@ def _tiny(family: Family, problem: Problem) -> Problem:
     """A small problem with the same layer sizes: whatever a first call allocates for good is allocated by it."""
     if problem.tiny:
         return problem.with_parameters(**problem.tiny)
-    tiny = next((p for p in family.problems if "tiny" in p.traits), problem)
+    mine = [p for p in family.problems if family.operation_of(p) is family.operation_of(problem)]
+    tiny = next((p for p in mine if "tiny" in p.traits), problem)
     shared = {name: value for name, value in problem.parameters.items() if name in tiny.parameters}
     return tiny.with_parameters(**shared)
 

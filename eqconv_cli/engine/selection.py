@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 from eqconv_cli import catalog
-from eqconv_cli.catalog import Case, Family, Parameter, Problem, Variant
+from eqconv_cli.catalog import Case, Family, Operation, Parameter, Problem, Variant
 from eqconv_cli.errors import UsageError, unknown
+
+Record = TypeVar("Record", Problem, Variant)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One family with the problems and variants to work on; ``case`` when a published benchmark was asked for."""
+    """One operation of a family with the problems and variants to work on.
+
+    ``case`` when a published benchmark was asked for.
+    """
 
     family: Family
     problems: tuple[Problem, ...]
@@ -23,10 +29,36 @@ class Selection:
     #: Names of variants that an option left out, for a note to the reader.
     left_out: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        records: tuple[Problem | Variant, ...] = (*self.problems, *self.variants)
+        names = {self.family.operation_of(record).name for record in records}
+        if len(names) > 1:
+            raise ValueError(f"a selection of several operations: {', '.join(sorted(names))}")
+
     @property
-    def baseline(self) -> str:
-        """The variant that times are divided by."""
-        return self.case.baseline if self.case else self.family.baseline
+    def operation(self) -> Operation:
+        """The operation that all the problems and variants belong to, as the case times it if there is one."""
+        records: tuple[Problem | Variant, ...] = (*self.problems, *self.variants)
+        operation = self.family.operation_of(records[0]) if records else self.family.operations[0]
+        return self.case.timed(operation) if self.case else operation
+
+    @property
+    def label(self) -> str:
+        """The family, with the operation where there are several."""
+        several = len(self.family.operations) > 1
+        return f"{self.family.name}, {self.operation.name}" if several else self.family.name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A parameter that an option sets to one or several values, each in its turn.
+
+    Only problems that have the parameter are taken then.
+    """
+
+    option: str
+    parameter: str
+    values: tuple[Parameter, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,9 @@ class Filters:
     settings: Mapping[str, Parameter] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     plugin: str | None = None
+    #: ``Problem.facets`` that are asked for.
+    facets: Mapping[str, str] = field(default_factory=dict)
+    sweeps: tuple[Sweep, ...] = ()
 
 
 def selected_on(variant: Variant, device: str) -> bool:
@@ -56,7 +91,7 @@ def families(names: Sequence[str]) -> tuple[Family, ...]:
 
 
 def for_verify(families: Sequence[Family], filters: Filters, effort: str) -> tuple[Selection, ...]:
-    """What ``verify`` compares, family by family.
+    """What ``verify`` compares, operation by operation.
 
     Args:
         families: the families asked for.
@@ -68,26 +103,26 @@ def for_verify(families: Sequence[Family], filters: Filters, effort: str) -> tup
     """
     traits = {"quick": {"quick"}, "default": {"verify"}, "full": {"verify", "full"}}[effort]
     _check_filters(families, filters)
-    selections = []
+    selections: list[Selection] = []
     for family in families:
-        problems = _problems(family, filters, lambda problem: bool(traits & problem.traits))
+        problems = _problems(family, filters)
+        if not (filters.problems or filters.files):
+            problems = tuple(problem for problem in problems if traits & problem.traits)
         variants = _variants(family.variants, filters, family.name)
-        slow = () if effort == "full" or filters.only else tuple(v.name for v in variants if v.slow)
-        kept = tuple(v for v in variants if v.name not in slow)
-        selections.append(Selection(family, _with_settings(problems, filters.settings), kept, left_out=slow))
+        slow = () if effort == "full" or filters.only else tuple(v for v in variants if v.slow)
+        kept = tuple(v for v in variants if v not in slow)
+        selections += _by_operation(family, _with_settings(problems, filters.settings), kept, None, slow)
     return tuple(selections)
 
 
-def for_bench(
-    families: Sequence[Family], filters: Filters, case: str | None, sparsities: Sequence[float]
-) -> tuple[Selection, ...]:
-    """What ``bench`` times, family by family: a published case by name, else the bench problems and headline variants.
+def for_bench(families: Sequence[Family], filters: Filters, case: str | None) -> tuple[Selection, ...]:
+    """What ``bench`` times, operation by operation: a published case by name, else bench problems, headline variants.
 
-    A list of ``sparsities`` repeats every problem that has the parameter; without other choice of problems it selects
-    those.
+    Facets and sweeps narrow the problems to those that have them. Where some of these are bench problems, they are
+    taken; else all of them are.
 
     Raises:
-        UsageError: an unknown case; sparsities without a problem that has the parameter; a glob, a setting or a file
+        UsageError: an unknown case; a facet or a swept parameter that no problem has; a glob, a setting or a file
             option that matches nothing in any of the families.
     """
     cases = {c.name: (family, c) for family in families for c in family.cases}
@@ -97,26 +132,44 @@ def for_bench(
         families = [cases[case][0]]
     found = None if case is None else cases[case][1]
     _check_filters(families, filters, found)
-    selections = []
+    narrowed = {
+        family.name: _narrowed(found.problems if found else _problems(family, filters), filters) for family in families
+    }
+    _check_narrowed([p for problems in narrowed.values() for p in problems], families, filters, found)
+    selections: list[Selection] = []
     for family in families:
-        wanted = _has_sparsity if sparsities else _is_bench
-        problems = found.problems if found else _problems(family, filters, wanted)
-        if sparsities:
+        problems = narrowed[family.name]
+        if not (found or filters.problems or filters.files):
+            usual = tuple(problem for problem in problems if "bench" in problem.traits)
+            problems = usual if usual or not (filters.facets or filters.sweeps) else problems
+        for sweep in filters.sweeps:
             problems = tuple(
-                problem.with_parameters(sparsity=sparsity)
-                for problem in problems
-                if _has_sparsity(problem)
-                for sparsity in sparsities
+                problem.with_parameters(**{sweep.parameter: value}) for problem in problems for value in sweep.values
             )
         variants = _variants(found.variants if found else family.variants, filters, family.name)
         everything = found is not None or filters.only
-        chosen = variants if everything else tuple(v for v in variants if v.headline or v not in family.variants)
-        left_out = tuple(v.name for v in variants if v not in chosen)
-        selections.append(Selection(family, _with_settings(problems, filters.settings), chosen, found, left_out))
-    if sparsities and not any(selection.problems for selection in selections):
-        names = ", ".join(family.name for family in families)
-        raise UsageError(f"--sparsity {sparsities[0]}: none of the chosen problems of {names} has a sparsity")
+        left_out = () if everything else tuple(v for v in variants if not v.headline and v in family.variants)
+        chosen = tuple(v for v in variants if v not in left_out)
+        selections += _by_operation(family, _with_settings(problems, filters.settings), chosen, found, left_out)
     return tuple(selections)
+
+
+def _by_operation(
+    family: Family,
+    problems: Sequence[Problem],
+    variants: Sequence[Variant],
+    case: Case | None,
+    left_out: Sequence[Variant],
+) -> Iterator[Selection]:
+    """A variant meets the problems of its own operation; an operation without problems is left out."""
+    for operation in family.operations:
+
+        def mine(records: Sequence[Record], operation: Operation = operation) -> tuple[Record, ...]:
+            return tuple(record for record in records if family.operation_of(record) is operation)
+
+        if mine(problems):
+            names = tuple(v.name for v in mine(left_out))
+            yield Selection(family, mine(problems), mine(variants), case, names)
 
 
 def _check_filters(families: Sequence[Family], filters: Filters, case: Case | None = None) -> None:
@@ -137,6 +190,42 @@ def _check_filters(families: Sequence[Family], filters: Filters, case: Case | No
     for option, path in filters.files.items():
         if not any(option in family.file_problems for family in families):
             raise UsageError(f"--{option} {str(path)!r} has no meaning for {', '.join(f.name for f in families)}")
+    for facet, word in filters.facets.items():
+        allowed = sorted({problem.facets[facet] for problem in problems if facet in problem.facets})
+        if word not in allowed:
+            raise unknown(f"--{facet}", word, allowed)
+    for sweep in filters.sweeps:
+        choices = [p.choices[sweep.parameter] for p in problems if sweep.parameter in p.choices]
+        words = tuple(dict.fromkeys(word for choice in choices for word in choice))
+        for value in sweep.values:
+            if words and value not in words:
+                raise unknown(sweep.option, str(value), words)
+
+
+def _narrowed(problems: Sequence[Problem], filters: Filters) -> tuple[Problem, ...]:
+    """The problems that have every facet and every swept parameter asked for."""
+    return tuple(
+        problem
+        for problem in problems
+        if all(problem.facets.get(facet) == value for facet, value in filters.facets.items())
+        and all(sweep.parameter in problem.parameters for sweep in filters.sweeps)
+    )
+
+
+def _check_narrowed(left: Sequence[Problem], families: Sequence[Family], filters: Filters, case: Case | None) -> None:
+    """Say which option leaves no problem, when none is left."""
+    if left or not (filters.facets or filters.sweeps):
+        return
+    problems = [p for family in families for p in (case.problems if case else _problems(family, filters))]
+    names = ", ".join(family.name for family in families)
+    if not _narrowed(problems, replace(filters, sweeps=())):
+        asked = " ".join(f"--{facet} {value}" for facet, value in filters.facets.items())
+        raise UsageError(f"{asked}: no problem of {names} is all of it")
+    for number, sweep in enumerate(filters.sweeps):
+        if not _narrowed(problems, replace(filters, sweeps=filters.sweeps[: number + 1])):
+            raise UsageError(
+                f"{sweep.option} {sweep.values[0]}: none of the chosen problems of {names} has a {sweep.parameter}"
+            )
 
 
 def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
@@ -145,21 +234,13 @@ def _check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) 
             raise unknown(option, pattern, names)
 
 
-def _is_bench(problem: Problem) -> bool:
-    return "bench" in problem.traits
-
-
-def _has_sparsity(problem: Problem) -> bool:
-    return "sparsity" in problem.parameters
-
-
-def _problems(family: Family, filters: Filters, default: Callable[[Problem], bool]) -> tuple[Problem, ...]:
+def _problems(family: Family, filters: Filters) -> tuple[Problem, ...]:
+    """The problems on the user's files, those named by glob, or all."""
     if filters.files:
-        readers = family.file_problems
-        return tuple(readers[option](path) for option, path in filters.files.items() if option in readers)
+        return tuple(p for option, path in filters.files.items() for p in family.opened(option, path))
     if filters.problems:
         return tuple(problem for problem in family.problems if _matches(problem.name, filters.problems))
-    return tuple(problem for problem in family.problems if default(problem))
+    return family.problems
 
 
 def _with_settings(problems: Sequence[Problem], settings: Mapping[str, Parameter]) -> tuple[Problem, ...]:

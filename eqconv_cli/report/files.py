@@ -49,7 +49,7 @@ def report(
 
 def row_object(row: Row | TargetRow) -> dict[str, Any]:
     """A row without the fields that do not apply to it; a number that is not finite becomes null."""
-    kept = {name: value for name, value in asdict(row).items() if value is not None and value != ()}
+    kept = {name: value for name, value in asdict(row).items() if value not in (None, (), {})}
     plain: dict[str, Any] = _plain(kept)
     return plain
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from eqconv_cli.events import Row
 from eqconv_cli.report.files import write_text
-from eqconv_cli.report.units import time_unit
+from eqconv_cli.report.units import time_unit, tolerance_text
 
 _Column = tuple[str, Callable[[Row], str]]
 
@@ -17,7 +17,7 @@ _VERIFY: tuple[_Column, ...] = (
     ("dtype", lambda row: row.dtype),
     ("check", lambda row: row.check),
     ("error", lambda row: _number(row.max_rel, "{:.1e}")),
-    ("tolerance", lambda row: _number(row.tolerance, "{:.0e}")),
+    ("tolerance", lambda row: "" if row.tolerance is None else tolerance_text(row.tolerance)),
     ("status", lambda row: row.status),
     ("reason", lambda row: row.reason),
 )
@@ -25,9 +25,17 @@ _RATIOS: tuple[_Column, ...] = (
     ("ratio", lambda row: _number(row.ratio, "{:.3f}")),
     ("99 % interval", lambda row: "" if row.verdict is None else f"{row.ratio_low:.3f} to {row.ratio_high:.3f}"),
     ("verdict", lambda row: row.verdict or ("baseline" if row.median_s is not None else "")),
+)
+_REST: tuple[_Column, ...] = (
     ("peak MiB", lambda row: _number(row.peak_bytes, "{:.1f}", 2**-20)),
     ("error", lambda row: _number(row.max_rel, "{:.0e}")),
     ("status", lambda row: f"{row.status} {row.reason}".strip()),
+)
+
+
+_IDEAL: tuple[_Column, ...] = (
+    ("speed-up", lambda row: _number(row.speed_up, "{:.2f}")),
+    ("% of ideal", lambda row: _number(row.percent_of_ideal, "{:.0f}")),
 )
 
 
@@ -38,6 +46,8 @@ def _bench_columns(rows: Sequence[Row]) -> tuple[_Column, ...]:
         (f"median {unit.name}", lambda row: _number(row.median_s, "{:.2f}", unit.per_second)),
         (f"spread {unit.name}", lambda row: _number(row.iqr_s, "{:.2f}", unit.per_second)),
         *_RATIOS,
+        *(_IDEAL if any(row.speed_up is not None for row in rows) else ()),
+        *_REST,
     )
 
 

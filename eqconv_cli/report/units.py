@@ -31,6 +31,11 @@ def digits(value: float) -> str:
     return f"{value:.0f}"
 
 
+def tolerance_text(tolerance: float) -> str:
+    """A tolerance, where 0 reads "exact"."""
+    return "exact" if tolerance == 0 else f"{tolerance:.0e}"
+
+
 def amount(value: float, unit: str) -> str:
     """A number of operations or bytes with its prefix, e.g. ``682 Mflop``, ``12.2 MB``."""
     symbol = {"byte": "B"}.get(unit, unit)

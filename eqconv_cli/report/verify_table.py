@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from eqconv_cli.events import Part, Row, RunFinished, Status
 from eqconv_cli.report.console import status_text
+from eqconv_cli.report.units import tolerance_text
 
 _STATUSES: tuple[Status, ...] = ("pass", "fail", "error", "skip")
 
@@ -32,7 +34,7 @@ def verify_summary(rows: Sequence[Row], finished: RunFinished, console: Console)
         console.print(
             Text(
                 f"closest to its tolerance: {closest.variant} on {closest.problem}, {closest.dtype}, {closest.check}: "
-                f"{closest.max_rel:.1e} of {closest.tolerance:.0e}"
+                f"{closest.max_rel:.1e} of {tolerance_text(closest.tolerance or 0.0)}"
             )
         )
     for row in rows:
@@ -46,8 +48,36 @@ def verify_summary(rows: Sequence[Row], finished: RunFinished, console: Console)
     console.print(Text(f"{text} in {finished.seconds:.1f} s{interrupted}", style="bold red" if bad else "bold green"))
 
 
+def check_tables(checks: Sequence[Mapping[str, Any]]) -> Group:
+    """One table a family: each of its statements, how often and how well it held."""
+    families = dict.fromkeys(check["family"] for check in checks)
+    return Group(*(_checks(name, [c for c in checks if c["family"] == name]) for name in families))
+
+
+def _checks(family: str, checks: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=Text(f"{family}: checks"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("statement", overflow="fold")
+    for name in ("comparisons", "worst error", "tolerance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for check in checks:
+        error, tolerance = check["max_rel"], check["tolerance"]
+        table.add_row(
+            Text(check["check"]),
+            Text(check["statement"]),
+            Text(str(check["comparisons"])),
+            Text(_number(error)),
+            Text("" if tolerance is None else tolerance_text(tolerance)),
+            status_text(check["verdict"]),
+        )
+    return table
+
+
 def _share_of_tolerance(row: Row) -> float:
-    share = (row.max_rel or 0.0) / (row.tolerance or 1.0)
+    if not row.tolerance:
+        return float("inf") if row.max_rel else 0.0
+    share = (row.max_rel or 0.0) / row.tolerance
     return share if share == share else float("inf")
 
 
@@ -70,7 +100,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
             Text("" if same_dtype else dtype),
             Text(row.check),
             Text(_number(row.max_rel)),
-            Text("" if row.max_rel is None or row.tolerance is None else f"{row.tolerance:.0e}"),
+            Text("" if row.max_rel is None or row.tolerance is None else tolerance_text(row.tolerance)),
             status_text(row.status),
             _detail(row),
         )

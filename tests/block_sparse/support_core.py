@@ -1,14 +1,13 @@
 """The block-sparse operations of the core as plain loops over their definitions, and cases for them.
 
-``CORES`` names the devices whose kernels are tested; a test that takes the fixture of
-:func:`device_fixture` runs on each of them and is skipped where its core is not built.
+The functions that call the core take its device first; fields of the operation by name replace what they would give.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,20 +20,21 @@ AVERAGE, FIRST = 1, 2
 TRANSPOSE, ADD, OWNED = 1, 2, 4
 AVX2, PORTABLE, AVX512 = 16, 32, 64
 
-#: Flags that choose other code in the core for the CPU, and the devices that have them.
+#: Flags that choose other code in the core for the CPU; the others pass over them.
 INSTRUCTIONS = {"best": 0, "avx512": AVX512, "avx2": AVX2, "portable": PORTABLE}
 
 SHAPES = [(1, 1, 1, 1), (1, 5, 5, 1), (2, 7, 11, 3), (3, 13, 9, 5), (1, 6, 10, 8)]
 WINDOWS = [(1, 1), (2, 3), (3, 3), (3, 2), (4, 5), (5, 4), (7, 3), (16, 16), (18, 18), (40, 41)]
 OFFSETS = [(0, 0), (-1, -2), (1, 0), (-3, 2), (-6, -2), (-100, 0), (0, 200)]
 TOLERANCES = [0.0, 0.5, -0.25]
+#: The devices that have these operations.
 CORES = ("cpu",)
 
 Pair = tuple[int, int]
 
 
 def cores(devices: Sequence[str] = CORES) -> list[Any]:
-    """Parameters for a fixture: each device, skipped with the reason where its core is not built."""
+    """Parameters for a fixture: each device, skipped, with the reason, where its core is not built."""
 
     def parameter(device: str) -> Any:
         reasons = kernels.missing(device)
@@ -63,6 +63,11 @@ class Windows:
         first = self.offset[axis] + self.stride[axis] * int(position)
         return first, first + self.window[axis]
 
+    def part(self, i: int, j: int) -> tuple[slice, slice]:
+        """The rows and columns of the image that a window holds."""
+        (top, bottom), (left, right) = self.span(0, i), self.span(1, j)
+        return slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
+
     def inside(self, i: int, j: int) -> Iterator[tuple[int, int, int, int]]:
         """(y, x, row, column) of a window's pixels inside the image."""
         top, bottom = self.span(0, i)
@@ -74,7 +79,9 @@ class Windows:
     @property
     def fields(self) -> dict[str, int]:
         pairs = {"window": self.window, "stride": self.stride, "offset": self.offset}
-        sides = {f"{name}_{side}": pair[k] for name, pair in pairs.items() for k, side in enumerate(("height", "width"))}
+        sides = {
+            f"{name}_{side}": pair[k] for name, pair in pairs.items() for k, side in enumerate(("height", "width"))
+        }
         return {"images": self.images, "height": self.height, "width": self.width, **sides}
 
     def grid(self) -> Pair:
@@ -128,19 +135,19 @@ def active_windows(mask: np.ndarray, windows: Windows, grid: Pair, tolerance: fl
     found = []
     rounded, limit = mask.astype(np.float32), np.float32(tolerance)
     for image, i, j in itertools.product(range(windows.images), range(grid[0]), range(grid[1])):
-        values = [rounded[image, y, x] for y, x, _, _ in windows.inside(i, j)]
+        values = rounded[(image, *windows.part(i, j))]
         if average:
-            mean = sum(float(value) for value in values) / (windows.window[0] * windows.window[1])
-            active = bool(np.float32(mean) > limit)
+            mean = values.sum(dtype=np.float64) / (windows.window[0] * windows.window[1])
+            active = np.float32(mean) > limit
         else:
-            active = any(value > limit for value in values)
+            active = (values > limit).any()
         if active:
             found.append((image, i, j))
     return found
 
 
 def reduce_mask(
-    device: str, operation: str, mask: np.ndarray, windows: Windows, grid: Pair, tolerance: float, **fields: Any
+    device: str, operation: str, mask: np.ndarray, windows: Windows, grid: Pair, tolerance: float, /, **fields: Any
 ) -> np.ndarray:
     """What mask_blocks or mask_pixels lists; the memory behind it must be as before."""
     width = (3,) if operation == "mask_blocks" else ()
@@ -210,7 +217,9 @@ def scatter_loops(
     return y
 
 
-def gather(device: str, x: np.ndarray, windows: Windows, index: np.ndarray, flags: int = 0, **fields: Any) -> np.ndarray:
+def gather(
+    device: str, x: np.ndarray, windows: Windows, index: np.ndarray, flags: int = 0, /, **fields: Any
+) -> np.ndarray:
     """block_gather; [rows, h, w, C], or [rows, C, h, w] with TRANSPOSE."""
     channels = x.shape[3]
     shape = (channels, *windows.window) if flags & TRANSPOSE else (*windows.window, channels)
@@ -228,6 +237,7 @@ def scatter(
     base: np.ndarray,
     flags: int = 0,
     in_place: bool = False,
+    /,
     **fields: Any,
 ) -> np.ndarray:
     """block_scatter onto a copy of ``base``."""
@@ -238,12 +248,14 @@ def scatter(
     return y
 
 
-def covered(device: str, windows: Windows, index: np.ndarray, **fields: Any) -> np.ndarray:
+def covered(device: str, windows: Windows, index: np.ndarray, /, **fields: Any) -> np.ndarray:
     """block_pixels."""
     pixels = np.full(windows.images * windows.height * windows.width, -77, np.int32)
     count = np.full(1, -1, np.int32)
     sizes = {**windows.fields, "rows": len(index)}
-    call(device, "block_pixels", np.float32, {**sizes, "index": index, "pixels": pixels, "pixel_count": count, **fields})
+    call(
+        device, "block_pixels", np.float32, {**sizes, "index": index, "pixels": pixels, "pixel_count": count, **fields}
+    )
     np.testing.assert_array_equal(pixels[count[0] :], -77)
     return pixels[: count[0]]
 
@@ -289,10 +301,8 @@ class Kernel:
 def submanifold(batch: int, extent: tuple[int, ...], size: int, dilation: int = 1) -> Kernel:
     """Output sites are input sites."""
     axes = len(extent)
-    kernel = Kernel(
-        batch, extent, (size,) * axes, (1,) * axes, (size // 2 * dilation,) * axes, (dilation,) * axes, given_out_extent=extent
-    )
-    return replace(kernel)
+    pad, ones = (size // 2 * dilation,) * axes, (1,) * axes
+    return Kernel(batch, extent, (size,) * axes, ones, pad, (dilation,) * axes, given_out_extent=extent)
 
 
 KERNELS = {
@@ -354,7 +364,7 @@ def table_loops(kernel: Kernel, coords: np.ndarray, out_coords: np.ndarray) -> n
     return table
 
 
-def site_outputs(device: str, kernel: Kernel, coords: np.ndarray, room: int, **fields: Any) -> np.ndarray:
+def site_outputs(device: str, kernel: Kernel, coords: np.ndarray, room: int, /, **fields: Any) -> np.ndarray:
     made, count = np.full((room, coords.shape[1]), -77, np.int32), np.full(1, -1, np.int32)
     sizes = {**kernel.fields, "rows": len(coords), "out_rows": room}
     arrays = {"coords": coords, "made_coords": made, "made_count": count}
@@ -363,14 +373,9 @@ def site_outputs(device: str, kernel: Kernel, coords: np.ndarray, room: int, **f
     return made[: count[0]]
 
 
-def site_table(
-    device: str, kernel: Kernel, coords: np.ndarray, out_coords: np.ndarray, **fields: Any
-) -> np.ndarray:
+def site_table(device: str, kernel: Kernel, coords: np.ndarray, out_coords: np.ndarray, /, **fields: Any) -> np.ndarray:
     table = np.full((len(out_coords), len(kernel.taps)), -77, np.int32)
     sizes = {**kernel.fields, "rows": len(coords), "out_rows": len(out_coords)}
     arrays = {"coords": coords, "out_coords": out_coords, "table": table}
     call(device, "site_table", np.float32, {**sizes, **arrays, **fields})
     return table
-
-
-Runner = Callable[..., np.ndarray]

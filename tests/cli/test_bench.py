@@ -7,12 +7,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from eqconv_cli import catalog
 from eqconv_cli.app import app
-from eqconv_cli.commands.bench import parse_sparsities
+from eqconv_cli.commands.bench import parse_block_sizes, parse_sparsities
 from eqconv_cli.errors import UsageError
 from tests.engine import fake
 
@@ -57,7 +58,7 @@ def test_case_sparsity_and_sweep_plot(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     names = {row["problem"] for row in json.loads(result.stdout)["rows"]}
     assert names == {f"small[sparsity={s}]" for s in (0.5, 0.7, 0.9)}
-    assert "density" in plot.read_text()
+    assert plot.read_text().count('<g id="axes_') == 1
 
 
 def test_a_wrong_variant_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +130,86 @@ def test_sparsity_lists_and_ranges() -> None:
     assert parse_sparsities("0.9") == (0.9,)
     assert parse_sparsities("0.75,0.95,0.75") == (0.75, 0.95)
     assert parse_sparsities("0.1:0.3:0.1") == (0.1, 0.2, 0.3)
-    for text in ("0.5:0.6", "0.1:0.3:0", "0.1:2:0.1", "nan", "", "0.5,"):
+    assert parse_sparsities("0.5:0.99") == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+    assert parse_sparsities("0.5:0.6") == (0.5, 0.55, 0.6)
+    assert parse_sparsities("0.9:0.9") == (0.9,)
+    for text in ("0.6:0.5", "0.5:", "0.5:1", "0.1:0.2:0.1:0.1", "0.1:nan", "0.1:0.3:0", "0.1:2:0.1", "nan", "", "0.5,"):
         with pytest.raises(UsageError, match="--sparsity"):
             parse_sparsities(text)
+
+
+def test_block_sizes() -> None:
+    assert parse_block_sizes(None) == ()
+    assert parse_block_sizes("auto") == ("auto",)
+    assert parse_block_sizes("8, 16x18,auto,8") == (8, "16x18", "auto")
+    for text in ("0", "-1", "x8", "8x", "8x0", "8x8x8", "", "8,", "big"):
+        with pytest.raises(UsageError, match="--block-size"):
+            parse_block_sizes(text)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    families = {"fake": fake.FAMILY, "two": fake.TWO}
+    monkeypatch.setattr(catalog, "family_names", lambda: tuple(families))
+    monkeypatch.setattr(catalog, "family", lambda name: families[name])
+
+
+TWO = ["bench", "--quick", "--forward"]
+
+
+def problems(*arguments: str) -> list[str]:
+    result = run(*TWO, *arguments, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    return list(dict.fromkeys(row["problem"] for row in json.loads(result.stdout)["rows"]))
+
+
+def test_a_sparsity_alone_takes_every_familys_bench_problems(two: None) -> None:
+    assert problems("--sparsity", "0.9") == ["small[sparsity=0.9]", "a[sparsity=0.9]"]
+
+
+def test_shorthands(two: None, tmp_path: Path) -> None:
+    assert problems("--test", "res", "--arch", "v3") == ["c"]
+    assert problems("--mask", "noise", "--block-size", "4,8") == [
+        "a[block_size=4,mask=noise]",
+        "a[block_size=8,mask=noise]",
+    ]
+    assert problems("--include-reduce") == ["a[include_reduce=True]"]
+    assert problems("--no-include-reduce") == ["a[include_reduce=False]"]
+    np.save(tmp_path / "mine.npy", np.arange(50) % 7 == 0)
+    assert problems("--mask", str(tmp_path / "mine.npy"), "--only", "sparse@numpy") == ["mask:mine.npy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--test", "cnv"], "--test 'cnv' is unknown: did you mean conv? allowed: conv, res"),
+        (["--arch", "v1"], "--arch 'v1' is unknown"),
+        (["--test", "res", "--arch", "v2"], "--test res --arch v2: no problem of fake, two is all of it"),
+        (["--mask", "blobs"], "--mask 'blobs' is unknown: allowed: corner, noise"),
+        (["--mask", "no.png"], "--mask 'no.png' is not a file"),
+        (["--block-size", "huge"], "--block-size 'huge': allowed: auto, a number above 0, HEIGHTxWIDTH"),
+        (["--csv-format", "xml"], "--csv-format 'xml' is unknown: allowed: rows, sbnet"),
+    ],
+)
+def test_wrong_shorthands(two: None, arguments: list[str], message: str) -> None:
+    result = run(*TWO, *arguments)
+    assert result.exit_code == 2, result.stdout
+    assert message in result.stderr
+
+
+def test_a_sweep_prints_break_even_stages_and_sbnets_columns(two: None, tmp_path: Path) -> None:
+    table, plot = tmp_path / "sbnet.csv", tmp_path / "sweep.png"
+    sweep = ["two", "--test", "conv", "--sparsity", "0.2,0.9", "--csv", str(table), "--csv-format", "sbnet"]
+    result = run(*TWO, *sweep, "--plot", str(plot), "--json", str(tmp_path / "r.json"))
+    assert result.exit_code == 0, result.stderr
+    assert "break-even sparsity" in result.stdout and "above 0." in result.stdout
+    assert "stages of sparse@numpy, ms: reduce 4.000, gather 2.000" in result.stdout
+    assert "ideal speed-up 10.00" in result.stdout
+    with table.open() as file:
+        assert [line["sparsity"] for line in csv.DictReader(file)] == ["0.2", "0.9"]
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert [found["variant"] for found in content["summary"]["break_even"]] == ["sparse@numpy"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.real_catalog

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from eqconv_cli import catalog
 from eqconv_cli.app import app
 from eqconv_cli.engine import verify as engine
+from tests.engine import fake
 
 FAST = ["verify", "feature_steered", "--only", "v2+*@numpy", "--problem", "ragged"]
 
@@ -190,6 +192,36 @@ def test_seed_and_set_reach_the_problem() -> None:
     report = json.loads(result.stdout)
     assert {row["problem"] for row in report["rows"]} == {"ragged[channels=3]"}
     assert report["summary"]["seed"] == 7
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "family_names", lambda: ("two",))
+    monkeypatch.setattr(catalog, "family", lambda name: {"two": fake.TWO}[name])
+
+
+def test_the_overview_of_checks_and_globs(two: None, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    result = run("verify", "two", "--check", "E1*", "--check", "value", "--json", str(report))
+    assert result.exit_code == 0, result.stderr
+    assert "two: checks" in result.stdout and "two runs give the same bits" in result.stdout
+    content = json.loads(report.read_text())
+    assert {row["check"] for row in content["rows"]} == {"E1", "E14", "value"}
+    assert [check["check"] for check in content["summary"]["checks"]] == ["E1", "E14", "value"]
+    assert content["summary"]["checks"][0]["tolerance"] == 0.0
+    unknown = run("verify", "two", "--check", "E5")
+    assert unknown.exit_code == 2 and "--check 'E5' is unknown" in unknown.stderr
+    assert run("verify", "two", "--check", "E3").exit_code == 3
+
+
+def test_the_users_mask_and_image(two: None, tmp_path: Path) -> None:
+    path = tmp_path / "mask.npy"
+    np.save(path, np.arange(12) % 5 == 0)
+    result = run("verify", "two", "--mask", str(path), "--only", "sparse@numpy")
+    assert result.exit_code == 0, result.stderr
+    assert "two · mask:mask.npy · cpu" in result.stdout
+    refused = run("verify", "two", "--image", str(path))
+    assert refused.exit_code == 2 and "has no meaning for two" in refused.stderr
 
 
 def test_quiet_prints_the_summary_only() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from eqconv_cli.catalog import Variant
 from eqconv_cli.engine.bench import BenchPlan, bench, explain
-from eqconv_cli.engine.selection import Filters, Selection, for_bench
+from eqconv_cli.engine.selection import Filters, Selection, Sweep, for_bench
 from eqconv_cli.engine.verify import VerifyPlan, verify
 from eqconv_cli.errors import UsageError
 from eqconv_cli.events import Event, Note, Row, RowFinished, RunFinished, RunStarted, UnitFinished
@@ -107,7 +107,8 @@ def test_an_exception_is_a_row_unless_debugging() -> None:
 
 def test_a_result_that_is_the_input_itself_fails() -> None:
     """y = x returned without a copy is numerically right for the factor 1, and still wrong."""
-    family = replace(fake.FAMILY, reference="tests.engine.test_bench:identity_reference")
+    operation = replace(fake.DOUBLE, reference="tests.engine.test_bench:identity_reference")
+    family = replace(fake.FAMILY, operations=(operation,))
     plan = VerifyPlan((Selection(family, (fake.PROBLEM,), (fake.variant("same", identity=True),)),), gradients=False)
     rows = [event.row for event in verify(plan) if isinstance(event, RowFinished)]
     assert {row.status for row in rows} == {"fail"}
@@ -118,15 +119,19 @@ def identity_reference(inputs: dict) -> dict:
     return {"y": inputs["x"].astype("float64")}
 
 
+def sparsity(*values: float) -> Sweep:
+    return Sweep("--sparsity", "sparsity", values)
+
+
 def test_selection_of_cases_sparsities_and_settings() -> None:
-    (chosen,) = for_bench([fake.FAMILY], Filters(settings={"n": 10}), "published", (0.5, 0.9))
+    (chosen,) = for_bench([fake.FAMILY], Filters(settings={"n": 10}, sweeps=(sparsity(0.5, 0.9),)), "published")
     assert [problem.name for problem in chosen.problems] == ["small[sparsity=0.5,n=10]", "small[sparsity=0.9,n=10]"]
-    assert chosen.baseline == "slow@numpy" and len(chosen.variants) == 2
+    assert chosen.operation.baseline == "slow@numpy" and len(chosen.variants) == 2
     with pytest.raises(UsageError, match="--case 'publshed' is unknown: did you mean published"):
-        for_bench([fake.FAMILY], Filters(), "publshed", ())
+        for_bench([fake.FAMILY], Filters(), "publshed")
     without = replace(fake.FAMILY, problems=(replace(fake.PROBLEM, parameters={"n": 3}),))
     with pytest.raises(UsageError, match="none of the chosen problems of fake has a sparsity"):
-        for_bench([without], Filters(), None, (0.5,))
+        for_bench([without], Filters(sweeps=(sparsity(0.5),)), None)
 
 
 def test_explain() -> None:
@@ -135,8 +140,8 @@ def test_explain() -> None:
 
 
 def test_a_glob_needs_a_match_in_one_family_only() -> None:
-    other = replace(fake.FAMILY, name="other", variants=(fake.variant("other"),), baseline="other@numpy", cases=())
-    first, second = for_bench([fake.FAMILY, other], Filters(only=("other*",)), None, ())
+    other = replace(fake.FAMILY, name="other", variants=(fake.variant("other"),), cases=())
+    first, second = for_bench([fake.FAMILY, other], Filters(only=("other*",)), None)
     assert (first.variants, [v.name for v in second.variants]) == ((), ["other@numpy"])
     with pytest.raises(UsageError, match="--only 'third\\*' is unknown"):
-        for_bench([fake.FAMILY, other], Filters(only=("third*",)), None, ())
+        for_bench([fake.FAMILY, other], Filters(only=("third*",)), None)

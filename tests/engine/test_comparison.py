@@ -61,6 +61,43 @@ def test_whatever_is_above_tolerance_fails(value: float, factor: float) -> None:
     assert not part.passed
 
 
+@pytest.mark.parametrize(
+    ("actual", "expected", "passed"),
+    [
+        (np.array([1, 2], np.int16), np.array([1, 2]), True),
+        (np.array([1, 2], np.uint8), np.array([1, 2]), True),
+        (np.array([1, 3]), np.array([1, 2]), False),
+        (np.array([1.0, 2.0]), np.array([1, 2]), False),
+        (np.array([True, True]), np.array([1, 1]), False),
+        (np.array([True, False]), np.array([True, False]), True),
+        (np.array([True, True]), np.array([True, False]), False),
+        (np.array([1, 0]), np.array([True, False]), False),
+        (np.array([2**60 + 1]), np.array([2**60]), False),
+    ],
+)
+def test_integers_and_booleans_are_exact_whatever_the_tolerance(
+    actual: np.ndarray, expected: np.ndarray, passed: bool
+) -> None:
+    part = compare("i", actual, expected, 1e3, 1.0)
+    assert part.passed is passed
+    assert part.tolerance == 0.0
+    assert bool(part.detail) is not passed
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "passed"),
+    [
+        ([1.0, NAN, INF], [1.0, NAN, INF], True),
+        ([1.0, INF], [1.0, NAN], False),
+        ([1.0, -INF], [1.0, INF], False),
+        ([1.0 + 2.0**-52], [1.0], False),
+        ([5e-324], [0.0], False),
+    ],
+)
+def test_at_tolerance_0_everything_is_equal(actual: list[float], expected: list[float], passed: bool) -> None:
+    assert compare("y", np.array(actual), np.array(expected), 0.0, 1.0).passed is passed
+
+
 def test_same_arrays_sees_bits_and_dtypes() -> None:
     assert same_arrays(np.array([NAN]), np.array([NAN]))
     assert not same_arrays(np.array([0.0]), np.array([-0.0]))

@@ -40,7 +40,9 @@ def test_the_mark_is_reset() -> None:
     assert memory.resident_peak(lambda: None) < 4 * 2**20
 
 
-REQUEST = memory.Request("feature_steered", None, "grid", {}, "v1+sorted+last@numpy", "float32", "cpu", 0, False)
+REQUEST = memory.Request(
+    "feature_steered", "convolution", None, "grid", {}, "v1+sorted+last@numpy", "float32", "cpu", 0, False
+)
 
 
 @needs_linux

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from eqconv_cli.backends.feature_steered import FAMILY
+from eqconv_cli.backends.feature_steered import FAMILY, cost
 from eqconv_cli.backends.feature_steered.cost_model import (
     Sizes,
     backward_flops,
@@ -38,7 +38,7 @@ def test_the_cost_of_both_passes_is_more_than_of_one() -> None:
     case = next(case for case in FAMILY.cases if case.name == "overhead")
     inputs = case.problems[0].arrays(0)
     assert len(inputs["data"]) == 10
-    costs = FAMILY.cost(inputs)
+    costs = cost(inputs)
     assert list(costs) == ["forward", "forward+backward"]
     assert costs["forward+backward"].flops == 3 * costs["forward"].flops
     assert costs["forward+backward"].bytes > 2 * costs["forward"].bytes

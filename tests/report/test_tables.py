@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console, RenderableType
 
 from eqconv_cli.events import Floor, Part, Row, RunFinished
-from eqconv_cli.report.bench_table import bench_summary, bench_tables, comparison_table
+from eqconv_cli.report.bench_table import bench_summary, bench_tables, break_even_table, comparison_table
 from eqconv_cli.report.info_table import items_table
 from eqconv_cli.report.markdown import markdown
 from eqconv_cli.report.units import amount
-from eqconv_cli.report.verify_table import verify_summary, verify_tables
+from eqconv_cli.report.verify_table import check_tables, verify_summary, verify_tables
 
 VALUE = Row("f", "p", "v1+sorted@torch", "v1", "torch", "cpu", "float32", "value", "pass", max_rel=1e-7, tolerance=1e-5)
 PARTS = (Part("data", 1e-7, 1e-7, 1e-5, True), Part("var_u", 2e-7, 2e-7, 1e-5, True))
@@ -78,6 +78,71 @@ def test_bench_table_marks_the_fastest_and_shows_skips() -> None:
     bench_summary([timed, fast, skip], RunFinished({}, 1.0), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "peak memory: somehow" in text and "2 of 3 rows verified and timed" in text
+
+
+def test_bench_table_of_an_operation_with_an_ideal() -> None:
+    dense = replace(
+        VALUE, variant="dense@torch", check="forward", median_s=0.002, iqr_s=0.0001, runs=7, ratio=1.0, ratio_low=1.0,
+        ratio_high=1.0, baseline="dense@torch", ideal=10.0, tolerance=0.0, max_rel=0.0,
+        published={"SBNet, GTX 1080 Ti": 3.39, "another": 2.0},
+    )  # fmt: skip
+    sparse = replace(
+        dense, variant="sparse@torch", median_s=0.0005, ratio=0.25, ratio_low=0.2, ratio_high=0.3, verdict="FASTER",
+        speed_up=4.0, percent_of_ideal=40.0, stages={"reduce": 5e-5, "gather": 1e-4},
+    )  # fmt: skip
+    lines = shown(bench_tables([dense, sparse]), width=160)
+    assert lines[1] == "ideal speed-up 10.00"
+    assert "speed-up % of ideal" in words(lines[2])
+    assert [words(line) for line in lines[4:]] == [
+        "dense@torch 2.000 0.100 7 1.000 baseline 0e+00 exact pass",
+        "sparse@torch * 0.500 0.100 7 0.250 0.200 to 0.300 FASTER 4.00 40 0e+00 exact pass",
+        "stages of sparse@torch, µs: reduce 50.00, gather 100.0",
+        "published speed-ups: SBNet, GTX 1080 Ti: 3.39; another: 2",
+    ]
+    assert "| sparse@torch" not in markdown([dense, sparse], "bench")
+    assert "| 4.00 | 40 |" in markdown([dense, sparse], "bench")
+
+
+def test_break_even_table() -> None:
+    place = {"family": "f", "series": "p", "check": "forward", "baseline": "dense@torch"}
+    crossings = [
+        {**place, "variant": "a@torch", "sparsity": 0.4567, "sparsities": (0.1, 0.9), "ratios": (1.5, 0.5)},
+        {**place, "variant": "b@torch", "sparsity": None, "sparsities": (0.1, 0.9), "ratios": (0.9, 0.5)},
+        {**place, "variant": "c@torch", "sparsity": None, "sparsities": (0.1, 0.9), "ratios": (1.9, 1.5)},
+    ]
+    lines = [words(line) for line in shown(break_even_table(crossings))]
+    assert lines[3:] == [
+        "f · p · forward a@torch dense@torch above 0.457",
+        "b@torch dense@torch everywhere from 0.1 to 0.9",
+        "c@torch dense@torch not at 0.9",
+    ]
+
+
+def test_the_overview_of_checks() -> None:
+    checks = [
+        {"family": "f", "check": "E1", "statement": "lists are equal", "comparisons": 8, "verdict": "pass",
+         "max_rel": 0.0, "tolerance": 0.0},
+        {"family": "f", "check": "E7", "statement": "values", "comparisons": 3, "verdict": "fail",
+         "max_rel": 2e-5, "tolerance": 1e-5},
+        {"family": "f", "check": "E9", "statement": "", "comparisons": 0, "verdict": "not compared",
+         "max_rel": None, "tolerance": None},
+    ]  # fmt: skip
+    lines = [words(line) for line in shown(check_tables(checks))]
+    assert lines[0] == "f: checks"
+    assert lines[3:] == [
+        "E1 lists are equal 8 0.0e+00 exact pass",
+        "E7 values 3 2.0e-05 1e-05 fail",
+        "E9 0 not compared",
+    ]
+
+
+def test_an_exact_row_that_is_wrong_is_the_closest_to_its_tolerance() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    exact = replace(VALUE, variant="x@torch", max_rel=1e-9, tolerance=0.0, status="fail", reason="y", repeat="z")
+    verify_summary([VALUE, exact, replace(exact, max_rel=0.0, status="pass")], RunFinished({}, 2.0), console)
+    assert "closest to its tolerance: x@torch on p, float32, value: 1.0e-09 of exact" in (
+        console.file.getvalue()  # type: ignore[attr-defined]
+    )
 
 
 def test_short_times_are_in_microseconds() -> None:

@@ -129,6 +129,18 @@ def check_kernel(w: Shape, channels: int | None) -> None:
         raise ValueError(f"w has shape {text(w)}: kh and kw must be at least 1")
 
 
+def check_site_kernel(w: Shape, channels: int | None, axes: int, groups: int = 1) -> None:
+    """A kernel on sites is [k..., C / groups, K] with one extent for each axis; raises ValueError."""
+    if groups < 1 or (channels is not None and channels % groups) or (w and w[-1] is not None and w[-1] % groups):
+        raise ValueError(f"groups={groups}: at least 1, and it must divide {channels} channels and {w[-1]} filters")
+    if len(w) != axes + 2:
+        raise ValueError(f"w has shape {text(w)}: expected rank {axes + 2}, [{axes} extents, C / groups, K]")
+    if channels is not None and differ(w[-2], channels // groups):
+        raise ValueError(f"w has {w[-2]} input channels but feats has {channels} in {groups} groups")
+    if 0 in w[:-2]:
+        raise ValueError(f"w has shape {text(w)}: every extent must be at least 1")
+
+
 def check_vector(name: str, shape: Shape, extent: int | None) -> None:
     """Raises ValueError unless ``shape`` is [extent]."""
     if len(shape) != 1 or differ(shape[0], extent):

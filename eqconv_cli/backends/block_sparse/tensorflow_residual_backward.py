@@ -38,11 +38,17 @@ def branch(x: tf.Tensor, pixels: tf.Tensor, unit: Sequence[tf.Tensor | None], or
     h2 = tf.nn.relu((rows @ w1) * scale2 + shift2)
     if not original:
         h2 = tf.concat([h2, tf.zeros([1, tf.shape(h2)[1]], h2.dtype)], axis=0)
-    taps = tf.where(inside, tf.searchsorted(read, flat, out_type=tf.int64), tf.size(read, tf.int64))
+    taps = tf.where(inside, _places(read, flat), tf.size(read, tf.int64))
     narrow = w1.shape[1] if w1.shape[1] is not None else tf.shape(w1)[1]
     patches = tf.reshape(tf.gather(h2, taps), [-1, 9 * narrow])
     h3 = patches @ tf.reshape(w2, [9 * narrow, narrow])
     return tf.nn.relu(h3 * scale3 + shift3) @ w3
+
+
+def _places(ordered: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Where each of the values is in an ascending list that has them."""
+    found = tf.searchsorted(ordered, tf.reshape(values, [-1]), out_type=tf.int64)
+    return tf.reshape(found, tf.shape(values))
 
 
 def gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:

@@ -42,7 +42,7 @@ class ResidualWeights(NamedTuple):
     w_project: Any = None
 
 
-def check_weights(weights: ResidualWeights, x: Shape, strides: tuple[int, int]) -> None:
+def check_weights(weights: ResidualWeights, x: Shape) -> None:
     """Raises ValueError unless the shapes fit each other and the image [N, H, W, C]."""
     channels, bottleneck = x[3], weights.w1.shape[-1]
     filters = weights.w3.shape[-1]
@@ -60,8 +60,7 @@ def check_weights(weights: ResidualWeights, x: Shape, strides: tuple[int, int]) 
     for name, extent in (("bn1", channels), ("bn2", bottleneck), ("bn3", bottleneck)):
         for part, array in zip(BatchNorm._fields, getattr(weights, name) or (), strict=False):
             check_vector(f"{name}.{part}", array.shape, extent)
-    if weights.w_project is None and (differ(filters, channels) or strides != (1, 1)):
+    if weights.w_project is None and differ(filters, channels):
         raise ValueError(
-            f"w3 has {filters} outputs, x {channels} channels and strides={strides}: without w_project the shortcut is "
-            "x itself, so both must be equal and the strides (1, 1)"
+            f"w3 has {filters} outputs but x has {channels} channels: without w_project both must be equal"
         )

@@ -21,7 +21,7 @@ from eqconv_cli.backends.feature_steered.cases import CASES
 from eqconv_cli.backends.feature_steered.invariants import CHECKS
 from eqconv_cli.backends.feature_steered.problems import PROBLEMS, graph_file, mesh_file
 from eqconv_cli.backends.feature_steered.variants import VARIANTS
-from eqconv_cli.catalog import Arrays, Cost, Family
+from eqconv_cli.catalog import Arrays, Cost, Family, Operation
 from eqconv_cli.kernels.doors import missing_kernels
 
 
@@ -54,20 +54,26 @@ def explain(inputs: Arrays) -> list[str]:
     return [f"auto@{framework}: {choice.version} ({choice.reason})" for framework, choice in choices.items()]
 
 
-FAMILY = Family(
-    name="feature_steered",
+CONVOLUTION = Operation(
+    name="convolution",
     title="Feature-steered graph convolution",
     formula="y_i = b + Σ_m W_mᵀ Σ_{j∈N(i)} w_ij softmax_m(u_m·x_i + v_m·x_j + c_m) x_j",
-    paper="Verma, Boyer, Verbeek: FeaStNet, CVPR 2018, arXiv 1706.05206",
     reference="eqconv_cli.backends.feature_steered.reference:reference",
     reference_gradients="eqconv_cli.backends.feature_steered.reference:reference_gradients",
     differentiable=("data", "data_out", "values", "var_u", "var_v", "var_c", "var_w", "var_b"),
+    checks=CHECKS,
+    cost=cost,
+    baseline="v1+sorted+last@tensorflow",
+)
+
+FAMILY = Family(
+    name="feature_steered",
+    title=CONVOLUTION.title,
+    paper="Verma, Boyer, Verbeek: FeaStNet, CVPR 2018, arXiv 1706.05206",
+    operations=(CONVOLUTION,),
     problems=PROBLEMS,
     variants=VARIANTS,
-    checks=CHECKS,
     cases=CASES,
-    baseline="v1+sorted+last@tensorflow",
-    cost=cost,
     file_problems={"mesh": mesh_file, "graph": graph_file},
     explain=explain,
 )
