@@ -205,7 +205,7 @@ def _operands(
     }
     norms = {name: _norm(name, getattr(weights, name), plain) for name in ("bn1", "bn2", "bn3")}
     unit, step = ResidualWeights(**tensors, **norms), strides_pair("strides", strides)
-    check_weights(unit, static("x", plain), step)
+    check_weights(unit, static("x", plain))
     return plain, unit, step
 
 
@@ -244,7 +244,7 @@ def _affine(h: tf.Tensor, norm: BatchNorm | None, epsilon: float) -> tf.Tensor:
 def _shortcut(x: tf.Tensor, unit: ResidualWeights, step: tuple[int, int]) -> tf.Tensor:
     if unit.w_project is not None:
         return tf.nn.conv2d(x, _pointwise(unit.w_project), list(step), "SAME")
-    return x
+    return x if step == (1, 1) else x[:, :: step[0], :: step[1]]
 
 
 def _not_fused(bn: str, step: tuple[int, int], unit: ResidualWeights) -> str:
@@ -302,7 +302,9 @@ def _by_blocks(
     made = tf.nn.conv2d(h, _pointwise(unit.w3), 1, "VALID")
     tile = tiles(params)
     tile_window = {"bsize": tile.size, "bstride": tile.stride, "boffset": tile.offset, "version": "indexed"}
-    # Written, not added: a block that is listed twice changes its tile once.
+    if bn == "stack":
+        return sparse_scatter(made, index, shortcut, **tile_window, add=True)
+    # Written, not added: a block that is listed twice changes its tile once, as a list of pixels would.
     made += sparse_gather(shortcut, index, **tile_window)
     return sparse_scatter(made, index, shortcut, **tile_window, add=False)
 

@@ -366,7 +366,9 @@ def _convolved(x: tf.Tensor, kernel: tf.Tensor, k: Kernel, rulebook: Rulebook) -
     padded = tf.pad(x, [[0, 0], *zip(k.padding, behind, strict=True), [0, 0]])
     # No gradient on the CPU for dilated kernels, and no convolution over four axes.
     if len(out) <= 3 and set(k.dilation) == {1}:
-        y = tf.nn.convolution(padded, kernel, strides=k.stride, padding="VALID")
+        # The eager gradient of three axes needs the layout by its name.
+        layout = ("NWC", "NHWC", "NDHWC")[len(out) - 1]
+        y = tf.nn.convolution(padded, kernel, strides=k.stride, padding="VALID", data_format=layout)
         return y[(slice(None), *(slice(0, n) for n in out))]
     matrices = tf.reshape(kernel, [k.taps, *kernel.shape[-2:]])
     made = None
