@@ -141,7 +141,7 @@ _ALL = (
         tool="c++",
         rules=(
             Rule(
-                "bindings/tensorflow.cc",
+                "bindings/tensorflow*.cc",
                 (
                     *_OPTIMISED,
                     "-isystem{framework}/include",
