@@ -172,11 +172,12 @@ class RowsProduct {
     }
 
     void pack(const T* given, bool turned, const T* bias) {
-        w.spread(bias, bias_);
-        if (on_unit_)
-            pack_for_unit(given, turned);
-        else
+        if (on_unit_) {
+            pack_for_unit(given, turned, bias);
+        } else {
+            w.spread(bias, bias_);
             w.pack(threads_, given, turned);
+        }
         for (int64_t c = 0; c < w.channels; ++c) zeros_[c] = 0;
     }
     /* Sites of a tile such that all threads have work; no result depends on it. */
@@ -411,7 +412,7 @@ class RowsProduct {
         left_ = arena.take<uint32_t>(threads_ * left_step_);
     }
 
-    void pack_for_unit(const T* given, bool turned) const {
+    void pack_for_unit(const T* given, bool turned, const T* bias) const {
         if constexpr (std::is_same<T, float>::value)
             parallel_for(threads_, w.taps, [&](int64_t tap, int) {
                 const T* from = given + tap * w.channels * w.columns;
@@ -423,7 +424,7 @@ class RowsProduct {
                 for (int64_t n = 0; n < w.columns; n += pair_side)
                     right(tap, n).pack(w.channels, w.columns - n, [&](int64_t k) { return from + k * w.columns + n; });
             });
-        for (int64_t k = w.columns; k < unit_width(); ++k) bias_[k] = 0;
+        for (int64_t k = 0; k < unit_width(); ++k) bias_[k] = bias && k < w.columns ? bias[k] : T(0);
     }
 
     void tile_on_unit(const RowsProblem<T>& p, const RowsTile& t, T* sums, int thread) const {
@@ -500,7 +501,7 @@ class RowsProduct {
     }
 #else
     void take_for_unit(Arena&) {}
-    void pack_for_unit(const T*, bool) const {}
+    void pack_for_unit(const T*, bool, const T*) const {}
     void tile_on_unit(const RowsProblem<T>&, const RowsTile&, T*, int) const {}
 #endif
 

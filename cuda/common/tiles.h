@@ -91,11 +91,15 @@ struct __attribute__((packed)) TileShapes {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+/* What was written before is in memory: to the compiler, a tile's loads do not read it. */
+EQC_INLINE void written(const void* memory) { __asm__ volatile("" ::"r"(memory) : "memory"); }
+
 /* The unit's registers, set up for pairs of tiles: 0 to 3 are sums of 32 rows and columns. */
 class MatrixUnit {
    public:
     MatrixUnit() {
         const TileShapes shapes;
+        written(&shapes);
         _tile_loadconfig(&shapes);
     }
     ~MatrixUnit() { _tile_release(); }
@@ -114,6 +118,7 @@ class MatrixUnit {
             sums = edge_;
             step = pair_side;
         }
+        written(sums);
         _tile_loadd(0, sums, step * 4);
         _tile_loadd(1, sums + tile_side, step * 4);
         _tile_loadd(2, sums + tile_side * step, step * 4);
@@ -132,6 +137,7 @@ class MatrixUnit {
     }
     /* sums += left · right over the terms of one block. */
     static EQC_INLINE void add(const LeftTiles& left, const RightTiles& right, int64_t left_block, int64_t right_block) {
+        written(left.data);
         left.load(left_block, 0), right.load(right_block, 2), multiply();
         right.load(right_block, 1), multiply();
         right.load(right_block, 0), multiply();

@@ -96,7 +96,8 @@ def expected(f: Arrays) -> np.ndarray:
     y = g["y"].copy()
     count = f["sites"] if f.get("count") is None else f["count"][0]
     at = f["site"][:count]
-    y.reshape(-1, f["channels"])[at] = done.reshape(-1, f["channels"])[at]
+    rows = (f["images"] * f["height"] * f["width"], f["channels"])
+    y.reshape(rows)[at] = done.reshape(rows)[at]
     return y
 
 
