@@ -93,11 +93,9 @@ def block_size(compute: Compute, inputs: Arrays, seed: int) -> Sequence[Pair]:
     mask = rng.random(inputs["x"].shape[:3]) < 0.1
     dilated = _dilated(mask, inputs)
     larger = {**inputs, "bsize": inputs["bsize"] + 2 * inputs["strides"]}
-    results = [compute({**given, "index": _reduced(mask, _params(given))})["y"][dilated] for given in (inputs, larger)]
-    return [
-        Pair("size", small, large),
-        *(Pair("order", p.actual, p.expected) for p in order_of_rows(compute, inputs, seed)),
-    ]
+    small, large = (compute({**g, "index": _reduced(mask, _params(g))})["y"][dilated] for g in (inputs, larger))
+    order = order_of_rows(compute, inputs, seed)
+    return [Pair("size", small, large), *(Pair("order", pair.actual, pair.expected) for pair in order)]
 
 
 def ring(compute: Compute, inputs: Arrays, seed: int) -> Sequence[Pair]:
