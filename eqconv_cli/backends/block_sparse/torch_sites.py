@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -280,11 +280,13 @@ def subm_conv(
     """
     feats, w, bias = _operands(sites, w, bias, groups)
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
-    around = sites.pattern.submanifold(w.shape[:-2], dilation, _settings(how, feats))
+    around = Request(tuple(w.shape[:-2]), 1, 0, dilation, _settings(how, feats), sites.pattern)
     if groups == 1:
-        return sites.with_feats(_convolved(how, feats, w, bias, around))
+        return sites.with_feats(_convolved(how, feats, w, bias, sites.pattern, around))
     columns = zip(feats.chunk(groups, 1), w.chunk(groups, -1), strict=True)
-    made = torch.cat([_convolved(how, x.contiguous(), part.contiguous(), None, around) for x, part in columns], 1)
+    made = torch.cat(
+        [_convolved(how, x.contiguous(), part.contiguous(), None, sites.pattern, around) for x, part in columns], 1
+    )
     return sites.with_feats(made if bias is None else made + bias)
 
 
@@ -312,8 +314,9 @@ def sparse_conv(
     """
     feats, w, bias = _operands(sites, w, bias, 1)
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
-    around = sites.pattern.strided(w.shape[:-2], stride, padding, dilation, _settings(how, feats))
-    return Sites(_convolved(how, feats, w, bias, around), around.out)
+    around = Request(tuple(w.shape[:-2]), stride, padding, dilation, _settings(how, feats), None)
+    out = _strided(sites.pattern, *around)
+    return Sites(_convolved(how, feats, w, bias, sites.pattern, around), out)
 
 
 def sparse_inverse_conv(
@@ -332,33 +335,77 @@ def sparse_inverse_conv(
         TypeError, ValueError, Unavailable: as for :func:`subm_conv`; also sites that were not made from ``paired``.
     """
     feats, w, bias = _operands(sites, w, bias, 1)
-    around = paired.pattern.made(sites.pattern)
-    if around is None:
+    size = _kernel_size(paired.pattern, sites.pattern)
+    if size is None:
         raise ValueError("sites were not made by a sparse_conv of paired: give the Sites that it was given")
-    if tuple(w.shape[:-2]) != around.kernel.size:
-        raise ValueError(
-            f"w has the kernel size {tuple(w.shape[:-2])}: the paired convolution has {around.kernel.size}"
-        )
+    if tuple(w.shape[:-2]) != size:
+        raise ValueError(f"w has the kernel size {tuple(w.shape[:-2])}: the paired convolution has {size}")
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
-    return paired.with_feats(_convolved(how, feats, w, bias, around, backwards=True))
+    around = Request(size, 1, 0, 1, None, sites.pattern)
+    return paired.with_feats(_convolved(how, feats, w, bias, paired.pattern, around, backwards=True))
+
+
+# Neighbours. A compiler takes their tables for constants: they depend on the sites alone.
+
+
+class Request(NamedTuple):
+    """Which neighbours of a pattern are meant; all but the last two as for :meth:`DevicePattern.strided`."""
+
+    size: Sequence[int]
+    stride: Any
+    padding: Any
+    dilation: Any
+    settings: Fused | None
+    #: The pattern of the output sites when they are known: the same for a submanifold convolution.
+    out: DevicePattern | None
+
+    def of(self, pattern: DevicePattern) -> Neighbours:
+        """The neighbours."""
+        if self.out is pattern:
+            return pattern.submanifold(self.size, self.dilation, self.settings)
+        found = None if self.out is None else pattern.made(self.out)
+        return found or pattern.strided(self.size, self.stride, self.padding, self.dilation, self.settings)
+
+
+@torch_fused.constant
+def _table(pattern: DevicePattern, inverse: bool, *request: Any) -> Tensor:
+    around = Request(*request).of(pattern)
+    return around.inverse if inverse else around.table
+
+
+@torch_fused.constant
+def _strided(pattern: DevicePattern, *request: Any) -> DevicePattern:
+    return Request(*request).of(pattern).out
+
+
+@torch_fused.constant
+def _kernel_size(pattern: DevicePattern, out: DevicePattern) -> tuple[int, ...] | None:
+    """That of the strided convolution that made ``out`` of ``pattern``, if one did."""
+    around = pattern.made(out)
+    return None if around is None else around.kernel.size
 
 
 # Ways to compute.
 
 
 def _convolved(
-    how: str | Fused, feats: Tensor, w: Tensor, bias: Tensor | None, around: Neighbours, backwards: bool = False
+    how: str | Fused,
+    feats: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    pattern: DevicePattern,
+    around: Request,
+    backwards: bool = False,
 ) -> Tensor:
     """bias + the sum over the taps, [M_out, K]; ``backwards`` swaps input and output sites."""
     if isinstance(how, Fused):
-        table, inverse = ("inverse", "table") if backwards else ("table", "inverse")
-        return torch_fused.table_convolution(
-            feats, w, bias, getattr(around, table), lambda: getattr(around, inverse), False, how
-        )
+        table = _table(pattern, backwards, *around)
+        inverse = partial(_table, pattern, not backwards, *around)
+        return torch_fused.table_convolution(feats, w, bias, table, inverse, False, how)
     if how == "dense":
-        made = _by_image(feats, w, around, backwards)
+        made = _by_image(feats, w, around.of(pattern), backwards)
     else:
-        rows = (around.inverse if backwards else around.table).long()
+        rows = _table(pattern, backwards, *around).long()
         made = (_by_table if how == "table" else _by_pairs)(feats, w.flatten(0, -3), rows)
     return made if bias is None else made + bias
 
