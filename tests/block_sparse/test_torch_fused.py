@@ -22,8 +22,10 @@ from eqconv_cli.torch import (
     masked_residual_unit,
     pixel_index,
     reduce_mask,
+    sparse_conv,
     sparse_conv2d,
     sparse_gather,
+    sparse_inverse_conv,
     sparse_scatter,
     sparse_scatter_var,
     subm_conv,
@@ -119,34 +121,33 @@ def test_opcheck_of_operators_without_a_gradient(name, arguments):
 # Compiled.
 
 
-def index_and_mask():
-    mask = torch.rand(2, 8, 9, generator=torch.Generator().manual_seed(0)) < 0.2
+def blocks():
     params = block_params((8, 9), (5, 5), (3, 3))
-    return mask, params, {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
+    return params, {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
 
 
-def whole_list(x, w):
+def whole_list(x, w, mask):
     """Mask to result, which is where lists of unknown length would break a graph."""
-    mask, params, geometry = index_and_mask()
+    params, geometry = blocks()
     index = reduce_mask(mask, params.bcount, **geometry, tol=0.0, version="fused")
     return sparse_conv2d(x, w, index, params, base="input", version="fused")
 
 
-def gather_and_scatter(x, w):
-    mask, params, geometry = index_and_mask()
+def gather_and_scatter(x, w, mask):
+    params, geometry = blocks()
     index = reduce_mask(mask, params.bcount, **geometry, tol=0.0, version="fused")
-    blocks = sparse_gather(x, index, **geometry, version="fused") * w[0, 0, 0, 0]
-    y = sparse_scatter(blocks, index, x, **geometry, add=False, version="fused")
-    return sparse_scatter_var(blocks, index, y * 1, **geometry, add=True, atomic=True, version="fused")
+    stack = sparse_gather(x, index, **geometry, version="fused") * w[0, 0, 0, 0]
+    y = sparse_scatter(stack, index, x, **geometry, add=False, version="fused")
+    return sparse_scatter_var(stack, index, y * 1, **geometry, add=True, atomic=True, version="fused")
 
 
-def at_pixels(x, w):
-    pixels = pixel_index(index_and_mask()[0], tol=0.0, version="fused")
+def at_pixels(x, w, mask):
+    pixels = pixel_index(mask, tol=0.0, version="fused")
     return masked_conv2d(x, w, pixels, activation="relu", out=x * 2, version="fused")
 
 
-def unit(x, w):
-    pixels = pixel_index(index_and_mask()[0], tol=0.0, version="fused")
+def unit(x, w, mask):
+    pixels = pixel_index(mask, tol=0.0, version="fused")
     norm = BatchNorm(*(w[0, 0, 0] * k + 1 for k in range(3)), w[0, 0, 0] ** 2)
     weights = ResidualWeights(w[0, 0], w, w[1, 1], norm, norm, norm)
     return masked_residual_unit(x, pixels, weights, version="fused")
@@ -157,24 +158,27 @@ def unit(x, w):
 @pytest.mark.parametrize("function", [whole_list, gather_and_scatter, at_pixels, unit])
 def test_compiled_without_a_break(function):
     x, w = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 8, 9, 3), (3, 3, 3, 3)))
+    mask = torch.rand(2, 8, 9, generator=torch.Generator().manual_seed(0)) < 0.2
     results = []
     for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
         leaves = (x.clone().requires_grad_(), w.clone().requires_grad_())
-        y = call(*leaves)
+        y = call(*leaves, mask)
         results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-10)
 
 
 @built
 @pytest.mark.slow
-def test_a_compiled_submanifold_convolution():
+def test_compiled_site_convolutions():
     coords = (torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(1)) < 0.3).nonzero()
     feats, w = torch.randn(len(coords), 3, dtype=torch.float64), torch.randn(3, 3, 3, 4, dtype=torch.float64)
     sites = Sites.make(coords, feats, (6, 7), 2)
-    subm_conv(sites, w)
 
     def function(feats, w):
-        return subm_conv(sites.with_feats(feats), w, version="fused").feats
+        same = subm_conv(sites.with_feats(feats), w, version="fused")
+        fewer = sparse_conv(same, w.transpose(2, 3), stride=2, version="fused")
+        fewer = subm_conv(subm_conv(fewer, w[:, :, :, :3], version="fused"), w[:, :, :, :3], version="fused")
+        return sparse_inverse_conv(fewer, w, same, version="fused").feats
 
     results = []
     for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):

@@ -27,12 +27,12 @@ _DX, _DW, _DB = 1, 2, 4
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _constant(function: F) -> F:
+def constant(function: F) -> F:
     """A function that a compiler calls while it traces, to take the result for a constant."""
     return cast(F, torch.compiler.assume_constant_result(function))
 
 
-@_constant
+@constant
 def missing(settings: Fused, device_type: str) -> list[str]:
     """Why the compiled kernels cannot compute on such a device; empty when they can."""
     if device_type not in ("cpu", "cuda"):
@@ -264,7 +264,7 @@ def _differentiable(name: str, settings: Fused, reals: Sequence[Tensor | None], 
         return operator(*arguments)
 
 
-@_constant
+@constant
 def _ready(place: str) -> bool:
     _operator("block_gather", place)
     return True

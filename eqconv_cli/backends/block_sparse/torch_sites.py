@@ -6,10 +6,12 @@ traveller59/spconv ``docs/USAGE.md``. What lies outside the sites counts as 0.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -22,6 +24,10 @@ from eqconv_cli.backends.block_sparse.torch_arguments import check_like, check_r
 
 #: Versions beside "fused" and "auto"; the first is "auto"'s without the kernels.
 COMPOSITIONS = ("table", "rulebook", "dense")
+
+
+_numbers = itertools.count()
+_patterns: WeakValueDictionary[str, DevicePattern] = WeakValueDictionary()
 
 
 class Neighbours:
@@ -76,6 +82,9 @@ class DevicePattern:
 
     def __init__(self, coords: Tensor, shape: tuple[int, ...], batch: int, host: SitePattern | None = None) -> None:
         self.coords, self.shape, self.batch = coords, shape, batch
+        #: A name, for compilers: they take a text for a constant, but not an object that they have made themselves.
+        self.name = f"pattern {next(_numbers)}"
+        _patterns[self.name] = self
         self._host = host
         self._made: dict[tuple[str, Kernel], Neighbours] = {}
 
@@ -280,11 +289,13 @@ def subm_conv(
     """
     feats, w, bias = _operands(sites, w, bias, groups)
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
-    around = sites.pattern.submanifold(w.shape[:-2], dilation, _settings(how, feats))
+    around = Request(tuple(w.shape[:-2]), 1, 0, dilation, _settings(how, feats), sites.pattern.name)
     if groups == 1:
-        return sites.with_feats(_convolved(how, feats, w, bias, around))
+        return sites.with_feats(_convolved(how, feats, w, bias, sites.pattern, around))
     columns = zip(feats.chunk(groups, 1), w.chunk(groups, -1), strict=True)
-    made = torch.cat([_convolved(how, x.contiguous(), part.contiguous(), None, around) for x, part in columns], 1)
+    made = torch.cat(
+        [_convolved(how, x.contiguous(), part.contiguous(), None, sites.pattern, around) for x, part in columns], 1
+    )
     return sites.with_feats(made if bias is None else made + bias)
 
 
@@ -312,8 +323,9 @@ def sparse_conv(
     """
     feats, w, bias = _operands(sites, w, bias, 1)
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
-    around = sites.pattern.strided(w.shape[:-2], stride, padding, dilation, _settings(how, feats))
-    return Sites(_convolved(how, feats, w, bias, around), around.out)
+    around = Request(tuple(w.shape[:-2]), stride, padding, dilation, _settings(how, feats), None)
+    out = _strided(sites.pattern.name, *around)
+    return Sites(_convolved(how, feats, w, bias, sites.pattern, around._replace(out=out.name)), out)
 
 
 def sparse_inverse_conv(
@@ -332,33 +344,105 @@ def sparse_inverse_conv(
         TypeError, ValueError, Unavailable: as for :func:`subm_conv`; also sites that were not made from ``paired``.
     """
     feats, w, bias = _operands(sites, w, bias, 1)
-    around = paired.pattern.made(sites.pattern)
-    if around is None:
+    size = _kernel_size(paired.pattern.name, sites.pattern.name)
+    if size is None:
         raise ValueError("sites were not made by a sparse_conv of paired: give the Sites that it was given")
-    if tuple(w.shape[:-2]) != around.kernel.size:
-        raise ValueError(
-            f"w has the kernel size {tuple(w.shape[:-2])}: the paired convolution has {around.kernel.size}"
-        )
+    if tuple(w.shape[:-2]) != size:
+        raise ValueError(f"w has the kernel size {tuple(w.shape[:-2])}: the paired convolution has {size}")
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
-    return paired.with_feats(_convolved(how, feats, w, bias, around, backwards=True))
+    around = Request(size, 1, 0, 1, None, sites.pattern.name)
+    return paired.with_feats(_convolved(how, feats, w, bias, paired.pattern, around, backwards=True))
+
+
+# Neighbours. They depend on the sites alone: a compiler need not follow how they are made.
+
+
+class Request(NamedTuple):
+    """Which neighbours of a pattern are meant; all but the last two as for :meth:`DevicePattern.strided`."""
+
+    size: Sequence[int]
+    stride: Any
+    padding: Any
+    dilation: Any
+    settings: Fused | None
+    #: The name of the output sites' pattern when it is known: of a submanifold convolution the input's.
+    out: str | None
+
+    def of(self, pattern: DevicePattern) -> Neighbours:
+        """The neighbours."""
+        if self.out == pattern.name:
+            return pattern.submanifold(self.size, self.dilation, self.settings)
+        found = None if self.out is None else pattern.made(_patterns[self.out])
+        return found or pattern.strided(self.size, self.stride, self.padding, self.dilation, self.settings)
+
+
+def _table(feats: Tensor, pattern: DevicePattern, inverse: bool, request: Request) -> Tensor:
+    """int32 [M_out, taps], or the inverse [M_in, taps]; ``feats`` tell a compiler the device."""
+    if not torch.compiler.is_compiling():
+        around = request.of(pattern)
+        return around.inverse if inverse else around.table
+    dilation = [request.dilation] if isinstance(request.dilation, int) else list(request.dilation)
+    core = "" if request.settings is None else request.settings.core or ""
+    made: Tensor = _traced_table(
+        feats.detach(), pattern.name, inverse, list(request.size), dilation, request.out or "", core
+    )
+    return made
+
+
+@torch.library.custom_op("eqconv::site_neighbours", mutates_args=())
+def _traced_table(
+    feats: Tensor, pattern: str, inverse: bool, size: Sequence[int], dilation: Sequence[int], out: str, core: str
+) -> Tensor:
+    """What :func:`_table` is inside a compiled function, where the output sites have been made already."""
+    settings = _settings(Fused(core="emulated") if core else "table", feats)
+    each = tuple(dilation) if len(dilation) > 1 else dilation[0]
+    # A copy, for a compiler may write into what an operator made.
+    return _table(feats, _patterns[pattern], inverse, Request(tuple(size), 1, 0, each, settings, out)).clone()
+
+
+@_traced_table.register_fake
+def _(
+    feats: Tensor, pattern: str, inverse: bool, size: Sequence[int], dilation: Sequence[int], out: str, core: str
+) -> Tensor:
+    taps = 1
+    for extent in size:
+        taps *= extent
+    return feats.new_empty((_patterns[pattern if inverse else out].sites, taps), dtype=torch.int32)
+
+
+@torch_fused.constant
+def _strided(pattern: str, *request: Any) -> DevicePattern:
+    return Request(*request).of(_patterns[pattern]).out
+
+
+@torch_fused.constant
+def _kernel_size(pattern: str, out: str) -> tuple[int, ...] | None:
+    """That of the strided convolution that made ``out`` of ``pattern``, if one did."""
+    around = _patterns[pattern].made(_patterns[out])
+    return None if around is None else around.kernel.size
 
 
 # Ways to compute.
 
 
 def _convolved(
-    how: str | Fused, feats: Tensor, w: Tensor, bias: Tensor | None, around: Neighbours, backwards: bool = False
+    how: str | Fused,
+    feats: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    pattern: DevicePattern,
+    around: Request,
+    backwards: bool = False,
 ) -> Tensor:
     """bias + the sum over the taps, [M_out, K]; ``backwards`` swaps input and output sites."""
     if isinstance(how, Fused):
-        table, inverse = ("inverse", "table") if backwards else ("table", "inverse")
-        return torch_fused.table_convolution(
-            feats, w, bias, getattr(around, table), lambda: getattr(around, inverse), False, how
-        )
+        table = _table(feats, pattern, backwards, around)
+        inverse = partial(_table, feats.detach(), pattern, not backwards, around)
+        return torch_fused.table_convolution(feats, w, bias, table, inverse, False, how)
     if how == "dense":
-        made = _by_image(feats, w, around, backwards)
+        made = _by_image(feats, w, around.of(pattern), backwards)
     else:
-        rows = (around.inverse if backwards else around.table).long()
+        rows = _table(feats, pattern, backwards, around).long()
         made = (_by_table if how == "table" else _by_pairs)(feats, w.flatten(0, -3), rows)
     return made if bias is None else made + bias
 
