@@ -55,6 +55,28 @@ inline Emulator& emulator() {
     return its;
 }
 
+/* How the core for the CPU is told whose threads to take. */
+inline std::atomic<void (*)(eqc_lend)>& borrow_threads() {
+    static std::atomic<void (*)(eqc_lend)> its{nullptr};
+    return its;
+}
+
+/* While it lives, the operations that this thread runs on the CPU compute on threads that are lent to them. */
+class Lending {
+  public:
+    Lending(Place place, eqc_lend lend) : borrow_(place == CPU ? borrow_threads().load() : nullptr) {
+        if (borrow_ != nullptr) borrow_(lend);
+    }
+    Lending(const Lending&) = delete;
+    Lending& operator=(const Lending&) = delete;
+    ~Lending() {
+        if (borrow_ != nullptr) borrow_(nullptr);
+    }
+
+  private:
+    void (*borrow_)(eqc_lend);
+};
+
 /* Looks up the functions of one operation in an opened core. */
 class AnyOperation {
   public:
@@ -160,6 +182,9 @@ EQC_API int eqc_open_core(const char* device, const char* path);
             }                                                                                                   \
             for (eqc::AnyOperation* operation : eqc::operations()) operation->find(eqc::Place(place), library); \
             if (place == eqc::EMULATED) eqc::emulator().find(library);                                          \
+            if (place == eqc::CPU)                                                                              \
+                eqc::borrow_threads().store(                                                                    \
+                    reinterpret_cast<void (*)(eqc_lend)>(dlsym(library, "eqc_borrow_threads")));                \
             return 0;                                                                                           \
         }                                                                                                       \
         eqc_last_error = std::string("device '") + device + "' is unknown: allowed: cpu, cuda, emulated";       \

@@ -26,6 +26,13 @@ using torch::stable::Tensor;
 /* Stands for memory of size 0, for which PyTorch gives a null pointer. */
 alignas(64) inline char no_memory[64];
 
+/* PyTorch's own threads for the core: others would share the cores with them while they watch for more work. */
+inline void lend_threads(int n, void (*work)(void*, int), void* context) {
+    torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) work(context, int(k));
+    });
+}
+
 /* A workspace of up to so many bytes lies on the stack: to allocate a tensor takes as long as a small graph. */
 constexpr size_t largest_small = 1 << 16;
 
@@ -186,6 +193,7 @@ class Call {
         if (bytes > sizeof small || place_ == CUDA)
             workspace = allocate(std::array<int64_t, 1>{int64_t(bytes)}, aoti_torch_dtype_uint8());
         void* memory = workspace ? memory_of(*workspace) : small;
+        const eqc::Lending lending(place_, lend_threads);
         const int status = operation.run(place_, wide_, arguments, memory, bytes, stream);
         STD_TORCH_CHECK(status == EQC_OK, fault(operation.name(), place_, status));
     }

@@ -38,6 +38,13 @@ enum eqc_processor_flags {
     EQC_AVX512 = 64    /* no matrix unit (AMX) */
 };
 
+/* cpu: operations that this thread calls from now on compute on threads that are lent to them, NULL: on the core's own.
+ * lend(n, work, context) calls work(context, k) once for each k in [0, n), on any threads, and returns when all calls have.
+ *
+ * A framework's threads keep watching for work for a while, and take the cores from others as long as they do. */
+typedef void (*eqc_lend)(int n, void (*work)(void*, int), void* context);
+EQC_API void eqc_borrow_threads(eqc_lend lend);
+
 /* Declares, for float and double: the bytes of workspace (64-byte aligned) that a call needs, and the call. */
 #define EQC_OPERATION(operation, arguments)                                                                 \
     EQC_API size_t eqc_##operation##_f32_workspace(const arguments*);                                       \

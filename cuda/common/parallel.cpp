@@ -10,6 +10,8 @@
  */
 #include "parallel.h"
 
+#include "contract.h"
+
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -67,6 +69,9 @@ bool watch(const Condition& condition) {
 /* Whether this thread is in a body. */
 thread_local bool inside = false;
 
+/* Who lends threads to what this thread calls; NULL: nobody. */
+thread_local eqc_lend lender = nullptr;
+
 struct Helper;
 
 struct Job {
@@ -78,6 +83,13 @@ struct Job {
 
     Job(const Body& body, int64_t items) : body(body), items(items) {}
     void work(int thread) noexcept;
+    /* The same on any thread. */
+    void work_inside(int thread) noexcept {
+        const bool outer = inside;
+        inside = true;
+        work(thread);
+        inside = outer;
+    }
 };
 
 /* One thread. Its word goes through a call like this:
@@ -224,17 +236,25 @@ void parallel_for(int threads, int64_t items, const Body& body) {
     if (threads > items) threads = int(items);
     const int wanted = threads - 1 < most_helpers ? threads - 1 : most_helpers;
     const bool outer = inside;
+    if (wanted > 0 && !outer && lender) {
+        Job job(body, items);
+        return lender(wanted + 1, [](void* its_job, int thread) { static_cast<Job*>(its_job)->work_inside(thread); }, &job);
+    }
     Pool* shared = wanted > 0 && !outer ? pool() : nullptr;
     Job job(body, items);
     if (shared) shared->take(job, wanted);
-    inside = true;
-    job.work(0);
-    inside = outer;
+    job.work_inside(0);
     if (!shared) return;
     /* In the order of the threads: once one is settled nobody is left who could invite those below it in the tree. */
     for (int k = 0; k < job.helpers; ++k) job.helper[k]->settle();
     shared->give_back(job);
 }
+
+}  // namespace eqc
+
+void eqc_borrow_threads(eqc_lend lend) { eqc::lender = lend; }
+
+namespace eqc {
 
 Turnstile::Turnstile() : next_(0), sleepers_(0) {}
 

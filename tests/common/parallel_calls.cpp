@@ -1,4 +1,5 @@
 // Calls of parallel_for that tests/common/test_parallel.py makes through ctypes.
+#include "common/contract.h"
 #include "common/parallel.h"
 
 #include <sched.h>
@@ -6,6 +7,8 @@
 #include <chrono>
 #include <mutex>
 #include <set>
+#include <thread>
+#include <vector>
 
 #define DOOR extern "C" __attribute__((visibility("default")))
 
@@ -88,3 +91,28 @@ DOOR void hold(int threads) {
 }
 DOOR int in_hold() { return holding; }
 DOOR void release() { held = false; }
+
+namespace {
+
+std::atomic<int> lent{0};
+
+void lend_threads(int n, void (*work)(void*, int), void* context) {
+    std::vector<std::thread> threads;
+    for (int k = 0; k < n; ++k) threads.emplace_back(work, context, k);
+    for (std::thread& thread : threads) thread.join();
+    lent += n;
+}
+
+// One after the other, the last one first.
+void lend_nothing(int n, void (*work)(void*, int), void* context) {
+    for (int k = n; k-- > 0;) work(context, k);
+    lent += n;
+}
+
+}  // namespace
+
+// From now on this thread's calls compute on threads lent by 1: new ones, 2: its own; 0: on the pool's.
+DOOR void borrow(int kind) { eqc_borrow_threads(kind == 0 ? nullptr : kind == 1 ? lend_threads : lend_nothing); }
+
+// How many threads were lent so far.
+DOOR int threads_lent() { return lent; }

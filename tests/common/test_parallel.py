@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,50 @@ def test_helpers_take_part(calls: ctypes.CDLL, threads: int) -> None:
     for pause in (0, 0, 0.01, 0.05):  # awake and asleep
         threading.Event().wait(pause)
         assert calls.meeting(threads) == threads
+
+
+@pytest.fixture
+def lending(calls: ctypes.CDLL) -> Iterator[Callable[[int], None]]:
+    yield calls.borrow
+    calls.borrow(0)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_lent_threads_do_the_work(calls: ctypes.CDLL, lending: Callable[[int], None], kind: int) -> None:
+    lending(kind)
+    before = calls.threads_lent()
+    for threads, items in ((1, 5), (3, 1), (3, 200), (8, 200)):
+        thread_of, times = np.full(items, -1, np.int32), np.zeros(items, np.int64)
+        calls.trace(
+            threads, ctypes.c_int64(items), ctypes.c_void_p(thread_of.ctypes.data), ctypes.c_void_p(times.ctypes.data)
+        )
+        assert (times == 1).all()
+        assert ((thread_of >= 0) & (thread_of < min(threads, items))).all()
+        assert calls.chain(threads, ctypes.c_int64(items)) == chained(items)
+    # Nobody is asked where one thread does it all.
+    assert calls.threads_lent() - before == 2 * (3 + 8)
+
+
+def test_lent_threads_work_at_the_same_time(calls: ctypes.CDLL, lending: Callable[[int], None]) -> None:
+    lending(1)
+    assert calls.meeting(5) == 5
+    largest = ctypes.c_int(-1)
+    assert calls.nested(3, ctypes.byref(largest)) == 6
+    assert largest.value == 0
+
+
+def test_lent_threads_start_no_helpers(library: Path) -> None:
+    run(
+        library,
+        """
+        library.borrow(1)
+        assert chain(4) == chain(1)
+        assert not helpers()
+        library.borrow(0)
+        chain(4)
+        assert helpers()
+        """,
+    )
 
 
 def test_a_call_inside_a_body_runs_in_its_caller(calls: ctypes.CDLL) -> None:
