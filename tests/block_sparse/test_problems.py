@@ -64,6 +64,13 @@ def test_the_mask_is_there_where_its_reduction_is_timed() -> None:
     assert {"mask", "tol", "include_reduce"} <= given.with_parameters(include_reduce=True).arrays(0).keys()
 
 
+def test_auto_is_explained_where_there_is_a_choice() -> None:
+    assert FAMILY.explain is not None
+    lines = FAMILY.explain(problem("pixels-same").arrays(0))
+    assert [line.split(":")[0] for line in lines] == ["auto@numpy", "auto@torch", "auto@tensorflow"]
+    assert FAMILY.explain(problem("gather").arrays(0)) == []
+
+
 def test_the_terrain_is_a_landscape() -> None:
     heights = elevation()
     assert heights.shape == (344, 403) and heights.min() == 0 and heights.max() == 1
