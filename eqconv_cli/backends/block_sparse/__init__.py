@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from eqconv_cli.backends.block_sparse.operations import OPERATIONS
+from eqconv_cli.backends.block_sparse.operations import OPERATIONS, explain
 from eqconv_cli.backends.block_sparse.problems import PROBLEMS, image_file, mask_file
 from eqconv_cli.backends.block_sparse.variants import VARIANTS
 from eqconv_cli.catalog import Family
@@ -29,4 +29,5 @@ FAMILY = Family(
     problems=PROBLEMS,
     variants=VARIANTS,
     file_problems={"mask": mask_file, "image": image_file},
+    explain=explain,
 )

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from eqconv_cli.backends.block_sparse import cost_model
 from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
 from eqconv_cli.backends.block_sparse.invariants import CHECKS
 from eqconv_cli.backends.block_sparse.site_patterns import Rulebook, make_pattern
 from eqconv_cli.catalog import Arrays, Cost, Operation
+from eqconv_cli.kernels.doors import missing_kernels
 
 _REFERENCE = "eqconv_cli.backends.block_sparse.reference:{}"
 _UNIT = ("x", "w1", "w2", "w3", "bn1", "bn2", "bn3", "w_project")
@@ -292,3 +294,26 @@ OPERATIONS = (
         **_GRADIENTS,
     ),
 )
+
+
+def explain(inputs: Arrays) -> list[str]:
+    """What version="auto" takes for a convolution at pixels in each framework on the CPU, and why; else nothing."""
+    if not {"x", "w", "pixels"} <= inputs.keys():
+        return []
+    pixels, outputs = _masked_sizes(inputs)
+    kh, kw, channels, filters = inputs["w"].shape
+    sizes = cost_model.Sizes(pixels, _pixels_of_tiles(inputs), outputs, kh * kw, channels, filters)
+    choices = {}
+    for framework in ("numpy", "torch", "tensorflow"):
+        needed = ("cpu",) if framework == "numpy" else (framework, "cpu")
+        choices[framework] = cost_model.choose(sizes, framework, fused=not missing_kernels(*needed))
+    return [f"auto@{framework}: {choice.version} ({choice.reason})" for framework, choice in choices.items()]
+
+
+def _pixels_of_tiles(inputs: Arrays) -> int:
+    """Output pixels of the tiles, as the cost model has them, that hold a listed pixel."""
+    strides, padding = inputs["strides"].tolist(), str(inputs["padding"])
+    sizes = zip(inputs["x"].shape[1:3], inputs["w"].shape[:2], strides, strict=True)
+    grid = (inputs["x"].shape[0], *(out_extent(n, k, s, padding) for n, k, s in sizes))
+    at = np.stack(np.unravel_index(inputs["pixels"], grid), 1) // (1, cost_model.TILE, cost_model.TILE)
+    return len(np.unique(at, axis=0)) * cost_model.TILE**2

@@ -319,9 +319,9 @@ def terrain(seed: int, channels: int, filters: int, sparsity: float) -> Arrays:
 
 
 def on_picture(seed: int, colours: npt.NDArray[Any], channels: int, filters: int, sparsity: float) -> Arrays:
-    """A 3x3 convolution where a picture's first channel is above its quantile."""
+    """A 3x3 convolution where a picture's first channel is not below its quantile."""
     rng = np.random.default_rng(seed)
-    mask = colours[..., 0] > np.quantile(colours[..., 0], sparsity)
+    mask = colours[..., 0] >= np.quantile(colours[..., 0], sparsity)
     x = (colours @ rng.normal(size=(colours.shape[2], channels)))[None]
     return {
         "x": x,
