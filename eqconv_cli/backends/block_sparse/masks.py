@@ -39,8 +39,8 @@ def noise(rng: np.random.Generator, height: int, width: int, sparsity: float) ->
 def rings(rng: np.random.Generator, height: int, width: int, sparsity: float) -> Mask:
     """Circles about the centre, one pixel wide: thin, but connected."""
     radius = np.hypot(*np.ogrid[-(height / 2) : height / 2 : height * 1j, -(width / 2) : width / 2 : width * 1j])
-    period = max(1, round(1 / max(1 - sparsity, 1e-3)))
-    return _ones(np.floor(radius) % period == period // 2)
+    share = 1 - sparsity
+    return _ones((radius * share) % 1 < share)
 
 
 def empty(rng: np.random.Generator, height: int, width: int, sparsity: float) -> Mask:

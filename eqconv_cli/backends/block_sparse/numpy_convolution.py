@@ -224,7 +224,7 @@ def masked_conv2d_gradients(
     patches = _patches(layer, listed)
     if layer.relu:
         rows = rows * (_matmul(layer, listed) > 0)
-    dpatches = (rows @ layer.w.reshape(-1, layer.w.shape[3]).T).reshape(len(rows), -1, x.shape[3])
+    dpatches = (rows @ layer.w.reshape(-1, layer.w.shape[3]).T).reshape(len(rows), w.shape[0] * w.shape[1], x.shape[3])
     dx = np.zeros(x.shape, x.dtype)
     for tap, (inputs, inside) in enumerate(_taps(layer, listed)):
         dx.reshape(-1, x.shape[3])[inputs[inside]] += dpatches[inside, tap]

@@ -496,9 +496,11 @@ def _activated(
     """
     if bn is None:
         return x, lambda g: (g, None)
-    everywhere, one = tuple(range(x.ndim - 1)), np.ones((), x.dtype)
-    number = one if counted is None else max(counted.sum(), 1) * one
-    weight = one if counted is None else counted.astype(x.dtype) / number
+    everywhere = tuple(range(x.ndim - 1))
+    if counted is None:
+        weight = np.ones((), x.dtype)
+    else:
+        weight = counted.astype(x.dtype) / x.dtype.type(max(counted.sum(), 1))
     mean = bn.mean if counted is None else (x * weight).sum(everywhere)
     variance = bn.variance if counted is None else ((x - mean) ** 2 * weight).sum(everywhere)
     inverse = 1 / np.sqrt(variance + np.asarray(epsilon, x.dtype))

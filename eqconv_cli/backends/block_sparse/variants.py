@@ -1,0 +1,135 @@
+"""The variants of the block-sparse family: one record for each way of computing each operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from eqconv_cli.catalog import Variant
+
+PREPARE = "eqconv_cli.backends.block_sparse.{}_runs:prepare"
+FRAMEWORKS = ("numpy", "torch", "tensorflow")
+
+#: The compositions of each operation, then those that only some frameworks have.
+COMPOSITIONS: dict[str, tuple[str, ...]] = {
+    "reduce_mask": ("indexed",),
+    "pixel_index": ("indexed",),
+    "gather": ("indexed",),
+    "scatter": ("indexed",),
+    "convolution": ("blocks",),
+    "masked": ("dense", "matmul", "blocks", "upsample", "rulebook"),
+    "residual": ("dense", "blocks"),
+    "masked_residual": ("dense", "pixels"),
+    "submanifold": ("dense", "rulebook", "table"),
+    "strided": ("dense", "rulebook", "table"),
+}
+_ALSO: dict[tuple[str, str], tuple[str, ...]] = {
+    **{(operation, "numpy"): ("sliced",) for operation in ("reduce_mask", "pixel_index", "gather", "scatter")},
+    **{("masked", framework): ("auto",) for framework in FRAMEWORKS},
+    ("residual", "torch"): ("pixels",),
+}
+#: What the hand-written gradients of NumPy go with.
+_CLOSED = {
+    "gather": "indexed",
+    "scatter": "indexed",
+    "convolution": "blocks",
+    "masked": "matmul",
+    "residual": "blocks",
+    "masked_residual": "pixels",
+    "submanifold": "rulebook",
+    "strided": "rulebook",
+}
+_WITHOUT_GRADIENT = ("reduce_mask", "pixel_index")
+_NO_AUTOGRAD = "values only: NumPy does not differentiate, closed_form@numpy has the gradients"
+_DISCRETE = "a list of indices has no derivative"
+_STATISTICS = {"statistics": "it takes given statistics, not those of the batch"}
+_PROJECTION = {"projection": "it has no strides and no projection"}
+_RING = {"ring": "the dense unit has the dense border"}
+
+_SOURCES = {
+    "indexed": "uber-research/sbnet sbnet_ops, by indexing",
+    "sliced": "Ren et al., CVPR 2018, sections 3.1 and 3.2, block by block",
+    "blocks": "Ren et al., CVPR 2018, section 3.2",
+    "upsample": "uber-research/sbnet benchmark/sparse_conv_lib.py, upsample_indices",
+    "matmul": "uber-research/sbnet benchmark/sparse_conv_lib.py, sparse_conv2d_matmul",
+    "dense": "the dense operation of the framework, then the wanted pixels",
+    "pixels": "Ren et al., CVPR 2018, section 3.3, on compact rows",
+    "rulebook": "Graham, van der Maaten, arXiv 1706.01307",
+    "table": "Graham, van der Maaten, arXiv 1706.01307, all taps in one product",
+    "closed_form": "differentiated by hand",
+    "auto": "the cost model",
+    "fused": "cuda/block_sparse",
+}
+
+
+_ON_ROWS = ("residual", "pixels")
+
+
+def _refuses(operation: str, algorithm: str) -> dict[str, str]:
+    """Residual units that an algorithm is not made for."""
+    if operation not in ("residual", "masked_residual"):
+        return {}
+    if algorithm == "dense":
+        return {**_RING, **_STATISTICS, **_PROJECTION}
+    return {**_STATISTICS, **_PROJECTION} if algorithm == "fused" or (operation, algorithm) == _ON_ROWS else {}
+
+
+def _composition(operation: str, framework: str, algorithm: str) -> Variant:
+    discrete, numpy = operation in _WITHOUT_GRADIENT, framework == "numpy"
+    return Variant(
+        algorithm=algorithm,
+        framework=framework,
+        prepare=PREPARE.format(framework),
+        arguments={"operation": operation, "version": algorithm},
+        devices=("cpu",) if numpy else ("cpu", "cuda"),
+        gradient=not (discrete or numpy),
+        why_no_gradient=_DISCRETE if discrete else _NO_AUTOGRAD,
+        refuses=_refuses(operation, algorithm),
+        headline=not numpy and algorithm not in ("upsample", "auto"),
+        operation=operation,
+        source=_SOURCES[algorithm],
+    )
+
+
+def _fused(
+    operation: str, framework: str, *options: str, settings: dict[str, Any] | None = None, **arguments: Any
+) -> Variant:
+    discrete, numpy = operation in _WITHOUT_GRADIENT, framework == "numpy"
+    every = ("cpu", "emulated") if numpy else ("cpu", "cuda", "emulated")
+    gradients = {"gradients": True} if numpy and not discrete else {}
+    return Variant(
+        algorithm="fused",
+        framework=framework,
+        prepare=PREPARE.format(framework),
+        options=options,
+        arguments={"operation": operation, "fused": settings or {}, **gradients, **arguments},
+        devices=("cpu",) if settings else every,
+        needs=("{device}",) if numpy else (framework, "{device}"),
+        gradient=not discrete,
+        why_no_gradient=_DISCRETE,
+        refuses=_refuses(operation, "fused"),
+        headline=not options,
+        operation=operation,
+        source=_SOURCES["fused"],
+    )
+
+
+def _closed_form(operation: str) -> Variant:
+    arguments = {"operation": operation, "version": _CLOSED[operation], "gradients": True}
+    return replace(_composition(operation, "numpy", "closed_form"), arguments=arguments, gradient=True)
+
+
+def _of(operation: str) -> Iterator[Variant]:
+    for framework in FRAMEWORKS:
+        for algorithm in (*COMPOSITIONS[operation], *_ALSO.get((operation, framework), ())):
+            yield _composition(operation, framework, algorithm)
+        yield _fused(operation, framework)
+    if operation in _CLOSED:
+        yield _closed_form(operation)
+    for instructions in ("avx512", "avx2", "portable"):
+        yield _fused(operation, "numpy", instructions, settings={"instructions": instructions})
+    yield _fused(operation, "tensorflow", "function", mode="function")
+
+
+VARIANTS = tuple(variant for operation in COMPOSITIONS for variant in _of(operation))
