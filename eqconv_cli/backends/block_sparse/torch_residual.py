@@ -44,8 +44,8 @@ from eqconv_cli.backends.block_sparse.units import (
     check_weights,
 )
 
-BLOCK_COMPOSITIONS = ("blocks", "pixels")
-PIXEL_COMPOSITIONS = ("pixels",)
+BLOCK_COMPOSITIONS = ("blocks", "pixels", "dense")
+PIXEL_COMPOSITIONS = ("pixels", "dense")
 #: The kernels of the unit.
 KSIZES = ((1, 1), (3, 3), (1, 1))
 
@@ -108,9 +108,9 @@ def sparse_residual_unit(
         epsilon: added to the variances.
         in_place: write into ``x`` and return it; needs stride 1 and no projection.
         statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them.
-        version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "fused"
-            (compiled: ``eqconv build-kernels``), or "auto". The last two are for bn="inference" without strides and
-            projection.
+        version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "dense" (on
+            the whole image, then chosen; for border="dense"), "fused" (compiled: ``eqconv build-kernels``), or "auto".
+            All but "blocks" and "auto" need bn="inference", stride 1 and no projection.
 
     Returns:
         [N, ceil(H / stride), ceil(W / stride), C_out].
@@ -158,7 +158,8 @@ def masked_residual_unit(
         x, weights, border, epsilon: as for :func:`sparse_residual_unit`, without projection.
         pixels: see :func:`pixel_index`.
         out: written in place, at the listed pixels only, and returned; not x.
-        version: "pixels" (the layers on rows of pixels), "fused" (compiled: ``eqconv build-kernels``), or "auto".
+        version: "pixels" (the layers on rows of pixels), "dense" (on the whole image, then chosen; for border="dense"),
+            "fused" (compiled: ``eqconv build-kernels``), or "auto".
 
     Returns:
         [N, H, W, C].
@@ -180,9 +181,14 @@ def masked_residual_unit(
     if isinstance(how, Fused):
         return _fused(x, listed, weights, border, epsilon, out, how)
     positions = counting(listed)
-    rows = _at_pixels(x, positions, weights, border, epsilon)
     flat = x.reshape(-1, x.shape[3])
-    values = flat.index_select(0, positions) + rows
+    if how == "dense":
+        if border != "dense":
+            raise ValueError(f"version='dense' has border='dense', not border={border!r}")
+        everywhere = residual_unit(x, weights, epsilon=epsilon)
+        values = everywhere.reshape(-1, x.shape[3]).index_select(0, positions)
+    else:
+        values = flat.index_select(0, positions) + _at_pixels(x, positions, weights, border, epsilon)
     if out is None:
         return flat.index_copy(0, positions, values).view(x.shape)
     image, row, column = torch_neighbours.split(positions, grid[1], grid[2])
