@@ -26,13 +26,7 @@ from eqconv_cli.backends.block_sparse.torch_ops import (
     sparse_scatter,
     sparse_scatter_var,
 )
-from eqconv_cli.backends.block_sparse.torch_residual import (
-    BatchNorm,
-    ResidualWeights,
-    masked_residual_unit,
-    residual_unit,
-    sparse_residual_unit,
-)
+from eqconv_cli.backends.block_sparse.torch_residual import masked_residual_unit, residual_unit, sparse_residual_unit
 from eqconv_cli.backends.block_sparse.torch_sites import (
     Sites,
     sites_from_mask,
@@ -42,6 +36,7 @@ from eqconv_cli.backends.block_sparse.torch_sites import (
     subm_conv,
     to_dense,
 )
+from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
 from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_layers import FeaStConv, FeatureSteeredConvolution

@@ -48,6 +48,13 @@ def test_versions_on_blocks(version, repeats, border):
     check("residual", unit_on_blocks(unit_instance(border), "inference", (1, 1), repeats), version, 1e-11)
 
 
+def test_the_dense_version():
+    for share in (0.0, 0.3, 1.0):
+        inputs = unit_instance("dense")
+        check("masked_residual", {**inputs, "pixels": some_pixels(inputs["x"].shape[:3], share)}, "dense", 1e-11)
+        check("residual", unit_on_blocks(inputs, "inference", (1, 1), repeats=True), "dense", 1e-11)
+
+
 def weights_of(inputs, gradient=False):
     norms = [BatchNorm(*torch.from_numpy(inputs[name])) if name in inputs else None for name in ("bn1", "bn2", "bn3")]
     matrices = [torch.from_numpy(inputs[name]).requires_grad_(gradient) for name in ("w1", "w2", "w3")]
@@ -177,6 +184,11 @@ PROJECT = torch.zeros(3, 3, dtype=torch.float64)
         (lambda: masked_residual_unit(X, PIXELS, UNIT._replace(w_project=PROJECT)), ValueError, "w_project"),
         (lambda: masked_residual_unit(X, PIXELS, UNIT, out=X[:1]), ValueError, "out has shape"),
         (lambda: masked_residual_unit(X, PIXELS, UNIT, version="blocks"), ValueError, "version='blocks'"),
+        (
+            lambda: masked_residual_unit(X, PIXELS, UNIT, border="original", version="dense"),
+            ValueError,
+            "border='original'",
+        ),
     ],
 )
 def test_errors(call, error, message):

@@ -28,16 +28,13 @@ from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.site_patterns import per_axis
 from eqconv_cli.backends.block_sparse.torch_ops import reduce_mask
 from eqconv_cli.backends.block_sparse.torch_residual import (
-    BORDERS,
     KSIZES,
-    STATISTICS,
-    BatchNorm,
-    ResidualWeights,
     masked_residual_unit,
     residual_unit,
     sparse_residual_unit,
 )
 from eqconv_cli.backends.block_sparse.torch_sites import Sites, sparse_conv, sparse_inverse_conv, subm_conv
+from eqconv_cli.backends.block_sparse.units import BORDERS, EPSILON, STATISTICS, BatchNorm, ResidualWeights
 
 
 def check_positive(name: str, value: int) -> None:
@@ -252,7 +249,7 @@ class SparseResidualUnit(nn.Module):
         bn: str = "inference",
         tol: float = 0.0,
         avgpool: bool = False,
-        epsilon: float = 1e-3,
+        epsilon: float = EPSILON,
         decay: float = 0.999,
         version: str | Fused = "auto",
         device: torch.device | str | None = None,

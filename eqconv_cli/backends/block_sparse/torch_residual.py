@@ -7,7 +7,7 @@ y = x + conv1x1(relu(bn3(conv3x3(relu(bn2(conv1x1(relu(bn1(x))))))))), no biases
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,46 +35,23 @@ from eqconv_cli.backends.block_sparse.torch_ops import (
     sparse_scatter,
     sparse_scatter_var,
 )
+from eqconv_cli.backends.block_sparse.units import (
+    BORDERS,
+    EPSILON,
+    STATISTICS,
+    BatchNorm,
+    ResidualWeights,
+    check_weights,
+)
 
-BORDERS = ("dense", "original")
-STATISTICS = ("inference", "stack", "active")
-BLOCK_COMPOSITIONS = ("blocks", "pixels")
-PIXEL_COMPOSITIONS = ("pixels",)
+BLOCK_COMPOSITIONS = ("blocks", "pixels", "dense")
+PIXEL_COMPOSITIONS = ("pixels", "dense")
 #: The kernels of the unit.
 KSIZES = ((1, 1), (3, 3), (1, 1))
 
 
-class BatchNorm(NamedTuple):
-    """A normalisation, each [C]; mean and variance are those of inference."""
-
-    scale: Tensor
-    offset: Tensor
-    mean: Tensor
-    variance: Tensor
-
-    def folded(self, epsilon: float) -> tuple[Tensor, Tensor]:
-        """(scale, shift) of the same map as one multiplication and one addition."""
-        scale = self.scale * torch.rsqrt(self.variance + epsilon)
-        return scale, self.offset - self.mean * scale
-
-
-class ResidualWeights(NamedTuple):
-    """The parameters of a unit from C to C_out channels with M inside."""
-
-    #: [C, M], [3, 3, M, M] and [M, C_out].
-    w1: Tensor
-    w2: Tensor
-    w3: Tensor
-    #: None: neither it nor the first ReLU (SBNet's ``no_activation``).
-    bn1: BatchNorm | None
-    bn2: BatchNorm
-    bn3: BatchNorm
-    #: [C, C_out]: the shortcut is a 1x1 convolution.
-    w_project: Tensor | None = None
-
-
 def residual_unit(
-    x: Tensor, weights: ResidualWeights, *, strides: Sequence[int] = (1, 1), epsilon: float = 1e-3
+    x: Tensor, weights: ResidualWeights, *, strides: Sequence[int] = (1, 1), epsilon: float = EPSILON
 ) -> Tensor:
     """The unit on the whole image.
 
@@ -93,9 +70,9 @@ def residual_unit(
     x, weights = _checked(x, weights)
     step = strides_pair("strides", strides)
     kept = x[:, :: step[0], :: step[1]]
-    a1 = kept if weights.bn1 is None else _rectified(kept, weights.bn1.folded(epsilon))
-    a2 = _rectified(a1 @ weights.w1, weights.bn2.folded(epsilon))
-    a3 = _rectified(dense_conv2d(a2, weights.w2), weights.bn3.folded(epsilon))
+    a1 = kept if weights.bn1 is None else _rectified(kept, _folded(weights.bn1, epsilon))
+    a2 = _rectified(a1 @ weights.w1, _folded(weights.bn2, epsilon))
+    a3 = _rectified(dense_conv2d(a2, weights.w2), _folded(weights.bn3, epsilon))
     return _shortcut(x, weights, step) + a3 @ weights.w3
 
 
@@ -108,7 +85,7 @@ def sparse_residual_unit(
     border: str = "dense",
     bn: str = "inference",
     strides: Sequence[int] = (1, 1),
-    epsilon: float = 1e-3,
+    epsilon: float = EPSILON,
     in_place: bool = False,
     statistics: list[tuple[Tensor, Tensor]] | None = None,
     version: str | Fused = "auto",
@@ -131,9 +108,9 @@ def sparse_residual_unit(
         epsilon: added to the variances.
         in_place: write into ``x`` and return it; needs stride 1 and no projection.
         statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them.
-        version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "fused"
-            (compiled: ``eqconv build-kernels``), or "auto". The last two are for bn="inference" without strides and
-            projection.
+        version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "dense" (on
+            the whole image, then chosen; for border="dense"), "fused" (compiled: ``eqconv build-kernels``), or "auto".
+            All but "blocks" and "auto" need bn="inference", stride 1 and no projection.
 
     Returns:
         [N, ceil(H / stride), ceil(W / stride), C_out].
@@ -171,7 +148,7 @@ def masked_residual_unit(
     weights: ResidualWeights,
     *,
     border: str = "dense",
-    epsilon: float = 1e-3,
+    epsilon: float = EPSILON,
     out: Tensor | None = None,
     version: str | Fused = "auto",
 ) -> Tensor:
@@ -181,7 +158,8 @@ def masked_residual_unit(
         x, weights, border, epsilon: as for :func:`sparse_residual_unit`, without projection.
         pixels: see :func:`pixel_index`.
         out: written in place, at the listed pixels only, and returned; not x.
-        version: "pixels" (the layers on rows of pixels), "fused" (compiled: ``eqconv build-kernels``), or "auto".
+        version: "pixels" (the layers on rows of pixels), "dense" (on the whole image, then chosen; for border="dense"),
+            "fused" (compiled: ``eqconv build-kernels``), or "auto".
 
     Returns:
         [N, H, W, C].
@@ -203,9 +181,14 @@ def masked_residual_unit(
     if isinstance(how, Fused):
         return _fused(x, listed, weights, border, epsilon, out, how)
     positions = counting(listed)
-    rows = _at_pixels(x, positions, weights, border, epsilon)
     flat = x.reshape(-1, x.shape[3])
-    values = flat.index_select(0, positions) + rows
+    if how == "dense":
+        if border != "dense":
+            raise ValueError(f"version='dense' has border='dense', not border={border!r}")
+        everywhere = residual_unit(x, weights, epsilon=epsilon)
+        values = everywhere.reshape(-1, x.shape[3]).index_select(0, positions)
+    else:
+        values = flat.index_select(0, positions) + _at_pixels(x, positions, weights, border, epsilon)
     if out is None:
         return flat.index_copy(0, positions, values).view(x.shape)
     image, row, column = torch_neighbours.split(positions, grid[1], grid[2])
@@ -239,12 +222,12 @@ def _on_blocks(
 
     def normalised(values: Tensor, norm: BatchNorm, counted: Tensor) -> Tensor:
         if bn == "inference":
-            return _rectified(values, norm.folded(epsilon))
+            return _rectified(values, _folded(norm, epsilon))
         rows = counted.flatten(0, -2) if bn == "stack" else counted[written]
         variance, mean = torch.var_mean(rows, 0, correction=0) if len(rows) else (norm.variance, norm.mean)
         if statistics is not None:
             statistics.append((mean.detach(), variance.detach()))
-        return _rectified(values, norm._replace(mean=mean, variance=variance).folded(epsilon))
+        return _rectified(values, _folded(norm._replace(mean=mean, variance=variance), epsilon))
 
     def strided(values: Tensor) -> Tensor:
         return values[:, :: step[0], :: step[1]]
@@ -270,20 +253,20 @@ def _at_pixels(x: Tensor, positions: Tensor, weights: ResidualWeights, border: s
     seen, table = torch_neighbours.touched(positions, x.shape[0], (x.shape[1], x.shape[2]))
     # One row more than there are pixels stands for all that is outside of the image.
     rows = functional.pad(x.reshape(-1, x.shape[3]).index_select(0, seen), (0, 0, 0, 1))
-    a1 = rows if weights.bn1 is None else _rectified(rows, weights.bn1.folded(epsilon))
-    a2 = _rectified(a1 @ weights.w1, weights.bn2.folded(epsilon))
+    a1 = rows if weights.bn1 is None else _rectified(rows, _folded(weights.bn1, epsilon))
+    a2 = _rectified(a1 @ weights.w1, _folded(weights.bn2, epsilon))
     if border == "dense":
         a2 = functional.pad(a2[:-1], (0, 0, 0, 1))
     patches = a2.index_select(0, table.flatten()).view(len(positions), 9 * a2.shape[1])
-    a3 = _rectified(patches @ weights.w2.flatten(0, 2), weights.bn3.folded(epsilon))
+    a3 = _rectified(patches @ weights.w2.flatten(0, 2), _folded(weights.bn3, epsilon))
     return a3 @ weights.w3
 
 
 def _fused(
     x: Tensor, listed: Rows, weights: ResidualWeights, border: str, epsilon: float, out: Tensor | None, settings: Fused
 ) -> Tensor:
-    first = (None, None) if weights.bn1 is None else weights.bn1.folded(epsilon)
-    second, third = weights.bn2.folded(epsilon), weights.bn3.folded(epsilon)
+    first = (None, None) if weights.bn1 is None else _folded(weights.bn1, epsilon)
+    second, third = _folded(weights.bn2, epsilon), _folded(weights.bn3, epsilon)
     unit = (*first, weights.w1, *second, weights.w2, *third, weights.w3)
     original = border == "original"
     if out is None or not out.is_contiguous() or torch.compiler.is_compiling():
@@ -293,6 +276,12 @@ def _fused(
         image, row, column = torch_neighbours.split(counting(listed), x.shape[1], x.shape[2])
         return out.index_put_((image, row, column), made[image, row, column])
     return torch_fused.residual_(out, x, listed.rows, listed.number, unit, original, settings)
+
+
+def _folded(norm: BatchNorm, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of the same map as one multiplication and one addition."""
+    scale = norm.scale * torch.rsqrt(norm.variance + epsilon)
+    return scale, norm.offset - norm.mean * scale
 
 
 def _rectified(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
@@ -329,25 +318,15 @@ def _checked(x: Tensor, weights: ResidualWeights) -> tuple[Tensor, ResidualWeigh
         raise ValueError("bn2 and bn3 are needed: only bn1 may be None")
     check_real("x", x)
     arguments.check_image("x", x.shape)
-    channels, inside, out = x.shape[3], w1.shape[-1], w3.shape[-1]
-    expected = {
-        "w1": (w1, (channels, inside)),
-        "w2": (w2, (3, 3, inside, inside)),
-        "w3": (w3, (inside, out)),
-        "w_project": (project, (channels, out)),
-        **{f"bn1.{name}": (t, (channels,)) for name, t in ({} if bn1 is None else bn1._asdict()).items()},
-        **{f"bn2.{name}": (t, (inside,)) for name, t in bn2._asdict().items()},
-        **{f"bn3.{name}": (t, (inside,)) for name, t in bn3._asdict().items()},
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        check_like(name, tensor, "x", x)
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {arguments.text(tensor.shape)}: expected {arguments.text(shape)}")
-    if project is None and out != channels:
-        raise ValueError(f"w3 makes {out} channels of {channels}: without w_project both must be equal")
-    return x, ResidualWeights(w1, w2, w3, bn1, bn2, bn3, project)
+    made = ResidualWeights(w1, w2, w3, bn1, bn2, bn3, project)
+    for name, tensor in (("w1", w1), ("w2", w2), ("w3", w3), ("w_project", project)):
+        if tensor is not None:
+            check_like(name, tensor, "x", x)
+    for name, norm in (("bn1", bn1), ("bn2", bn2), ("bn3", bn3)):
+        for part, vector in zip(BatchNorm._fields, norm or (), strict=False):
+            check_like(f"{name}.{part}", vector, "x", x)
+    check_weights(made, x.shape)
+    return x, made
 
 
 def _check_params(x: Tensor, params: BlockParams, step: Pair) -> None:

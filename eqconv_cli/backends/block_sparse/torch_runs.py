@@ -13,7 +13,7 @@ from eqconv_cli.backends.block_sparse import torch_convolution, torch_ops, torch
 from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
-from eqconv_cli.backends.block_sparse.torch_residual import BatchNorm, ResidualWeights
+from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
 from eqconv_cli.frameworks import of_framework
 from eqconv_cli.frameworks.torch import BoundRun, Tensors
 from eqconv_cli.kernels.doors import settings_on

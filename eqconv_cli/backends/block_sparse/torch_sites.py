@@ -227,15 +227,21 @@ def sites_from_mask(x: Tensor, mask: Tensor, tol: float = 0.0) -> Sites:
 
 
 def sites_from_points(
-    points: Tensor, voxel: float | Sequence[float], feats: Tensor | None = None, batch: Tensor | None = None
+    points: Tensor,
+    voxel: float | Sequence[float],
+    feats: Tensor | None = None,
+    *,
+    batch: Tensor | None = None,
+    duplicates: str = "mean",
 ) -> Sites:
-    """Points in space as the voxels that they lie in, with the mean of their features.
+    """Points in space as the voxels that they lie in.
 
     Args:
         points: [P, D] real positions, D = 1 to 4.
         voxel: edge of a voxel, one number or D.
         feats: [P, C]; None: a 1 for each point, so that a voxel has the feature 1.
         batch: int [P], the sample of each point; None: all are of one.
+        duplicates: what becomes of the features of points in one voxel, see :meth:`Sites.make`.
 
     Returns:
         Sites whose smallest coordinate is 0 along every axis, in the order in which voxels first occur.
@@ -254,7 +260,7 @@ def sites_from_points(
     extents = (numbers.amax(0) + 1).tolist() if len(numbers) else [1] * points.shape[1]
     sample = numbers.new_zeros(len(numbers)) if batch is None else batch.to(numbers)
     values = points.new_ones(len(points), 1) if feats is None else feats
-    return Sites.make(torch.cat([sample[:, None], numbers], 1), values, extents, duplicates="mean")
+    return Sites.make(torch.cat([sample[:, None], numbers], 1), values, extents, duplicates=duplicates)
 
 
 def to_dense(sites: Sites) -> Tensor:
