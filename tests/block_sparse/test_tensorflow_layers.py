@@ -130,5 +130,5 @@ def test_the_kernel_is_initialised_with_the_fan_of_its_group():
     ],
 )
 def test_arguments_are_checked(make):
-    with pytest.raises(ValueError, match="allowed|at least|numbers"):
+    with pytest.raises(ValueError, match=r"allowed|at least|numbers"):
         make()
