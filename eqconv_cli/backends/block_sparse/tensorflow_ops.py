@@ -175,7 +175,7 @@ def sparse_scatter(
     check_scatter(at, add, atomic)
     stack = real("blocks", blocks, base, "ybase")
     rows = block_rows(index, extent(base, 0))
-    known = tuple(None if is_symbolic(length) else length for length in at.size)
+    known: Any = tuple(None if is_symbolic(length) else length for length in at.size)
     shapes = static("blocks", stack), static("active_block_indices", rows.entries)
     arguments.check_blocks(*shapes, known, base.shape[3], transpose)
     how = how_of(version, base)
