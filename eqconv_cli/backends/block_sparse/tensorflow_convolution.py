@@ -36,7 +36,6 @@ from eqconv_cli.backends.block_sparse.tensorflow_ops import (
     reduce_mask,
     sparse_gather,
     sparse_scatter,
-    tiles,
 )
 
 #: Output pixels along each axis of the blocks of ``masked_conv2d(version="blocks")``.
@@ -91,10 +90,8 @@ def sparse_conv2d(
     )
     made = add_bias(tf.nn.conv2d(stack, kernel, list(step), "VALID"))
     start = _start(image_x, kernel, (extent(image_x, 0), *params.out_size), step, base, out)
-    at = tiles(params)
-    y = sparse_scatter(
-        made, index, start, bsize=at.size, bstride=at.stride, boffset=at.offset, add=False, version="indexed"
-    )
+    tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "version": "indexed"}
+    y = sparse_scatter(made, index, start, **tile, add=False)
     return y if out is None else _assigned(out, y)
 
 
@@ -125,13 +122,13 @@ def sparse_conv2d_matmul(
     """
     image_x, kernel, step, add_bias = _operands(x, w, strides, bias, activation)
     at = frame(image_x, kernel.shape, step, padding)
-    windows = {"bsize": at.ksize, "bstride": at.strides, "boffset": (-at.front[0], -at.front[1])}
+    windows: dict[str, Any] = {"bsize": at.ksize, "bstride": at.strides, "boffset": (-at.front[0], -at.front[1])}
     index = reduce_mask(plain_mask(mask, image_x), at.grid[1:], **windows, tol=tol, version="indexed")
     stack = sparse_gather(image_x, index, **windows, version="indexed")
     matrix = tf.reshape(kernel, [-1, extent(kernel, 3)])
     rows = add_bias(tf.reshape(stack, [-1, extent(matrix, 0)]) @ matrix)
     start = _start(image_x, kernel, at.grid, step, base, None)
-    one = {"bsize": (1, 1), "bstride": (1, 1)}
+    one: dict[str, Any] = {"bsize": (1, 1), "bstride": (1, 1)}
     return sparse_scatter(rows[:, None, None, :], index, start, **one, add=False, version="indexed")
 
 
@@ -383,7 +380,7 @@ def _by_rulebook(x: tf.Tensor, kernel: tf.Tensor, positions: tf.Tensor, at: Fram
 def _by_blocks(x: tf.Tensor, kernel: tf.Tensor, positions: tf.Tensor, at: Frame) -> tf.Tensor:
     def gathered(index: tf.Tensor, params: BlockParams) -> tf.Tensor:
         listed = BlockIndex(index, tf.shape(index)[:1])
-        windows = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
+        windows: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
         return sparse_gather(x, listed, **windows, version="indexed")
 
     return _in_tiles(kernel, positions, at, gathered)

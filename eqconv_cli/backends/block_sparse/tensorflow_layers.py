@@ -245,9 +245,9 @@ class SparseResidualUnit(_Blocks):
     def unit(self) -> ResidualWeights:
         """The parameters as the functions take them."""
         norms = {name: BatchNorm(*map(tf.convert_to_tensor, parts)) for name, parts in self.norms.items()}
-        matrices = (tf.convert_to_tensor(w) for w in (self.w1, self.w2, self.w3))
+        w1, w2, w3 = (tf.convert_to_tensor(w) for w in (self.w1, self.w2, self.w3))
         project = None if self.w_project is None else tf.convert_to_tensor(self.w_project)
-        return ResidualWeights(*matrices, norms.get("bn1"), norms["bn2"], norms["bn3"], project)
+        return ResidualWeights(w1, w2, w3, norms.get("bn1"), norms["bn2"], norms["bn3"], project)
 
     def call(self, x: Any, mask: Any = None) -> tf.Tensor:
         """The unit on x [N, H, W, C]; ``mask`` as for :class:`SparseBlockConv2d`, or None."""
@@ -390,7 +390,7 @@ class SparseConv(_OnSites):
     ) -> None:
         super().__init__(filters, kernel_size, use_bias, 1, version, **options)
         axes = len(self.kernel_size)
-        self.geometry = {
+        self.geometry: dict[str, Any] = {
             "stride": per_axis("stride", axes, stride, 1),
             "padding": per_axis("padding", axes, padding, 0),
             "dilation": per_axis("dilation", axes, dilation, 1),

@@ -175,7 +175,7 @@ def sparse_scatter(
     check_scatter(at, add, atomic)
     stack = real("blocks", blocks, base, "ybase")
     rows = block_rows(index, extent(base, 0))
-    known = tuple(None if is_symbolic(length) else length for length in at.size)
+    known: Any = tuple(None if is_symbolic(length) else length for length in at.size)
     shapes = static("blocks", stack), static("active_block_indices", rows.entries)
     arguments.check_blocks(*shapes, known, base.shape[3], transpose)
     how = how_of(version, base)
@@ -197,8 +197,8 @@ def sparse_scatter(
 def sparse_scatter_var(blocks: Any, index: BlockIndex, var: tf.Variable, **options: Any) -> tf.Variable:
     """As :func:`sparse_scatter`, written into the variable ``var`` [N, H, W, C], which is returned.
 
-    Where the kernels compute it, nothing but the windows is touched. Its gradient is that of the blocks: what a
-    variable was before has none.
+    The variable is assigned the result, which TensorFlow gives no gradient; ``sbnet_module().sparse_scatter_var``
+    touches nothing but the windows and has one.
 
     Args:
         blocks, index: as for :func:`sparse_scatter`.

@@ -198,12 +198,12 @@ def _operands(
 ) -> tuple[tf.Tensor, ResidualWeights, tuple[int, int]]:
     """The image and the parameters as tensors, checked."""
     plain = image("x", x if isinstance(x, tf.Tensor) else tf.convert_to_tensor(x))
-    tensors = {
+    tensors: dict[str, Any] = {
         name: None if value is None else real(name, value, plain)
         for name, value in weights._asdict().items()
         if not name.startswith("bn")
     }
-    norms = {name: _norm(name, getattr(weights, name), plain) for name in ("bn1", "bn2", "bn3")}
+    norms: dict[str, Any] = {name: _norm(name, getattr(weights, name), plain) for name in ("bn1", "bn2", "bn3")}
     unit, step = ResidualWeights(**tensors, **norms), strides_pair("strides", strides)
     check_weights(unit, static("x", plain))
     return plain, unit, step
@@ -274,7 +274,7 @@ def _by_blocks(
         listed = block_rows(index, extent(x, 0))
         entries = tf.cast(counting(listed), tf.int32)
         index = BlockIndex(entries, tf.shape(entries)[:1])
-    window = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
+    window: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
     stack = sparse_gather(x, index, **window, version="indexed")
     rows = checked(block_rows(index, extent(x, 0)), x)
     at = Window(params.bsize, params.bstrides, params.boffset)
@@ -301,7 +301,12 @@ def _by_blocks(
     h = activated(tf.nn.conv2d(h, unit.w2, 1, "VALID"), unit.bn3, lambda h: h)
     made = tf.nn.conv2d(h, _pointwise(unit.w3), 1, "VALID")
     tile = tiles(params)
-    tile_window = {"bsize": tile.size, "bstride": tile.stride, "boffset": tile.offset, "version": "indexed"}
+    tile_window: dict[str, Any] = {
+        "bsize": tile.size,
+        "bstride": tile.stride,
+        "boffset": tile.offset,
+        "version": "indexed",
+    }
     if bn == "stack":
         return sparse_scatter(made, index, shortcut, **tile_window, add=True)
     # Written, not added: a block that is listed twice changes its tile once, as a list of pixels would.

@@ -39,7 +39,7 @@ def branch(x: tf.Tensor, pixels: tf.Tensor, unit: Sequence[tf.Tensor | None], or
     if not original:
         h2 = tf.concat([h2, tf.zeros([1, tf.shape(h2)[1]], h2.dtype)], axis=0)
     taps = tf.where(inside, _places(read, flat), tf.size(read, tf.int64))
-    narrow = w1.shape[1] if w1.shape[1] is not None else tf.shape(w1)[1]
+    narrow = extent(h2, 1)
     patches = tf.reshape(tf.gather(h2, taps), [-1, 9 * narrow])
     h3 = patches @ tf.reshape(w2, [9 * narrow, narrow])
     return tf.nn.relu(h3 * scale3 + shift3) @ w3

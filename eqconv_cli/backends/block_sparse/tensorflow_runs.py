@@ -258,6 +258,8 @@ def _sites(inputs: Arrays) -> tensorflow_sites.Sites:
 
 
 def _weights(tensors: Tensors) -> ResidualWeights:
-    norms = {name: BatchNorm(*tf.unstack(tensors[name])) for name in ("bn1", "bn2", "bn3") if name in tensors}
+    norms: dict[str, Any] = {
+        name: BatchNorm(*tf.unstack(tensors[name])) for name in ("bn1", "bn2", "bn3") if name in tensors
+    }
     matrices = {name: tensors[name] for name in ("w1", "w2", "w3", "w_project") if name in tensors}
     return ResidualWeights(**matrices, **{"bn1": None, **norms})
