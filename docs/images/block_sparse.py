@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from eqconv_cli.backends.block_sparse import masks
-from eqconv_cli.backends.block_sparse.geometry import block_params
+from eqconv_cli.backends.block_sparse.geometry import Pair, block_params
 from eqconv_cli.numpy import reduce_mask
 
 Array = npt.NDArray[Any]
@@ -87,7 +87,7 @@ def draw_sites(axes: Axes, mask: Array) -> None:
                 outline(axes, h, w, 1, OUTLINE, 2.2)
 
 
-def covered(size: tuple[int, int], stride: tuple[int, int], offset: tuple[int, int], at: tuple[int, int]) -> list[slice]:
+def covered(size: Pair, stride: Pair, offset: Pair, at: Pair) -> list[slice]:
     """The part of a window that is inside the image."""
     starts = [o + s * k for o, s, k in zip(offset, stride, at, strict=True)]
     return [slice(max(start, 0), start + extent) for start, extent in zip(starts, size, strict=True)]

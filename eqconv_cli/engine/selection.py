@@ -98,6 +98,8 @@ def for_verify(families: Sequence[Family], filters: Filters, effort: str) -> tup
         filters: the options. Without ``problems`` or files the effort chooses the problems.
         effort: "quick" (the smallest problems), "default" or "full" (hard problems, slowly compiled variants too).
 
+    Peers are other people's: they are compared where ``bench`` times them, and here only when ``filters.only`` says so.
+
     Raises:
         UsageError: a glob, a setting or a file option matches nothing in any of the families.
     """
@@ -110,7 +112,7 @@ def for_verify(families: Sequence[Family], filters: Filters, effort: str) -> tup
             problems = tuple(problem for problem in problems if traits & problem.traits)
         variants = _variants(family.variants, filters, family.name)
         slow = () if effort == "full" or filters.only else tuple(v for v in variants if v.slow)
-        kept = tuple(v for v in variants if v not in slow)
+        kept = tuple(v for v in variants if v not in slow and (filters.only or not v.peer))
         selections += _by_operation(family, _with_settings(problems, filters.settings), kept, None, slow)
     return tuple(selections)
 

@@ -511,7 +511,7 @@ _CONVOLUTIONS = (
         kinds=("noise", "empty", "corner", "full"),
     ),
     _problem(
-        "masked", "pixels-strided", at_pixels, "5x3 with strides 2 and 1", _DEFAULT,
+        "masked", "pixels-strided", at_pixels, "5x3 with strides 2 and 1", (*_DEFAULT, "strides"),
         size=(2, 11, 14), channels=7, filters=24, ksize=(5, 3), strides=(2, 1), padding="SAME", activation="none",
         kinds=("blobs", "single"),
     ),
@@ -568,20 +568,20 @@ _SITES = (
         shape=(9, 12), batch=2, density=0.4, channels=3, filters=5, ksize=(3, 3), dilation=1, groups=1,
     ),
     _problem(
-        "submanifold", "sites-grouped", sites, "two groups, an even kernel, dilated", _DEFAULT,
+        "submanifold", "sites-grouped", sites, "two groups, an even kernel, dilated", (*_DEFAULT, "grouped", "3d"),
         shape=(8, 7, 9), batch=1, density=0.2, channels=4, filters=6, ksize=(2, 3, 3), dilation=2, groups=2,
     ),
     _problem(
-        "submanifold", "sites-none", sites, "no site", _DEFAULT,
+        "submanifold", "sites-none", sites, "no site", (*_DEFAULT, "1d"),
         shape=(4,), batch=1, density=0.0, channels=2, filters=3, ksize=(3,), dilation=1, groups=1,
     ),
     _problem(
-        "submanifold", "sites-4d", sites, "four axes", ("full",),
+        "submanifold", "sites-4d", sites, "four axes", ("full", "4d"),
         shape=(4, 5, 3, 4), batch=2, density=0.3, channels=2, filters=3, ksize=(3, 3, 3, 3), dilation=1, groups=1,
     ),
     Problem(
         "scan", scan, {"resolution": 40, "channels": 4, "filters": 8},
-        "voxels of a range scan of a face (PyMeshLab's samples)", frozenset({"verify", "real"}),
+        "voxels of a range scan of a face (PyMeshLab's samples)", frozenset({"verify", "real", "3d"}),
         partial(missing_file, *_SCAN), operation="submanifold",
     ),
     _problem(

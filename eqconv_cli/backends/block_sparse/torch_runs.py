@@ -45,6 +45,7 @@ def prepare(
     operation: str,
     version: str = "auto",
     fused: Mapping[str, Any] | None = None,
+    in_place: bool = False,
     **options: Any,
 ) -> BoundRun:
     """Bind one operation to one problem's arrays.
@@ -57,6 +58,7 @@ def prepare(
             "masked_residual", "submanifold" or "strided".
         version: of the operation's function.
         fused: settings of the compiled kernels, see :class:`Fused`; None runs ``version``.
+        in_place: masked, masked_residual: every run writes the listed pixels into one output that holds the base.
         **options: other keyword options of the operation's function.
 
     Returns:
@@ -69,7 +71,10 @@ def prepare(
     keep = (np.bool_,)
     arrays = {n: inputs[n] if inputs[n].dtype in keep else inputs[n].astype(dtype, copy=False) for n in names}
     how = version if fused is None else settings_on(Fused, device, fused)
-    function = _FUNCTIONS[operation](inputs, torch.device(of_framework(device)), {"version": how, **options})
+    options = {"version": how, **options}
+    if in_place:
+        options["out"] = _output(inputs, dtype, operation).to(of_framework(device))
+    function = _FUNCTIONS[operation](inputs, torch.device(of_framework(device)), options)
     differentiable = () if "mask" in names else names
     return BoundRun(function, {n: np.ascontiguousarray(array) for n, array in arrays.items()}, differentiable, device)
 
@@ -130,11 +135,13 @@ def _masked(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Fu
     height, width = (
         out_extent(n, k, s, steps["padding"]) for n, k, s in zip(shape[1:3], ksize, steps["strides"], strict=True)
     )
-    pixels = _pixels(inputs, (shape[0], height, width), device)
+    pixels = _listing(inputs, (shape[0], height, width), device, options)
 
     def run(tensors: Tensors) -> Tensors:
         rest = {**steps, **_rest(inputs, tensors)}
-        return {"y": torch_convolution.masked_conv2d(tensors["x"], tensors["w"], pixels, **rest, **options)}
+        if "out" in options:
+            del rest["base"]
+        return {"y": torch_convolution.masked_conv2d(tensors["x"], tensors["w"], pixels(), **rest, **options)}
 
     return run
 
@@ -154,11 +161,11 @@ def _residual(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> 
 
 def _masked_residual(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
     n, h, w, _ = inputs["x"].shape
-    pixels, border = _pixels(inputs, (n, h, w), device), str(inputs["border"])
+    pixels, border = _listing(inputs, (n, h, w), device, options), str(inputs["border"])
 
     def run(tensors: Tensors) -> Tensors:
         unit = torch_residual.masked_residual_unit
-        return {"y": unit(tensors["x"], pixels, _weights(tensors), border=border, **options)}
+        return {"y": unit(tensors["x"], pixels(), _weights(tensors), border=border, **options)}
 
     return run
 
@@ -235,9 +242,27 @@ def _index(inputs: Arrays, device: torch.device) -> BlockIndex:
     return BlockIndex(_upload(rows, device), _upload(np.array([len(rows)], np.int32), device))
 
 
-def _pixels(inputs: Arrays, grid: tuple[int, int, int], device: torch.device) -> PixelIndex:
+def _listing(
+    inputs: Arrays, grid: tuple[int, int, int], device: torch.device, options: Mapping[str, Any]
+) -> Callable[[], PixelIndex]:
+    """The listed pixels: given, or found in the mask at every call where that is to be timed."""
+    if inputs.get("include_reduce"):
+        mask, tol = _upload(inputs["mask"].astype(np.float32), device), float(inputs["tol"])
+        version = options["version"] if isinstance(options["version"], Fused) else "auto"
+        return lambda: torch_ops.pixel_index(mask, tol=tol, version=version)
     pixels = np.ascontiguousarray(inputs["pixels"], np.int32)
-    return PixelIndex(_upload(pixels, device), _upload(np.array([len(pixels)], np.int32), device), grid)
+    listed = PixelIndex(_upload(pixels, device), _upload(np.array([len(pixels)], np.int32), device), grid)
+    return lambda: listed
+
+
+def _output(inputs: Arrays, dtype: str, operation: str) -> Tensor:
+    """A tensor of its own that holds the base."""
+    if operation == "masked_residual" or "base" in inputs:
+        return torch.from_numpy(inputs["x" if operation == "masked_residual" else "base"].astype(dtype))
+    strides, padding, w = inputs["strides"].tolist(), str(inputs["padding"]), inputs["w"].shape
+    shape = inputs["x"].shape
+    grid = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], w[:2], strides, strict=True))
+    return torch.from_numpy(np.zeros((shape[0], *grid, w[3]), dtype))
 
 
 def _sites(inputs: Arrays, device: torch.device) -> torch_sites.Sites:

@@ -45,7 +45,15 @@ _NO_AUTOGRAD = "values only: NumPy does not differentiate, closed_form@numpy has
 _DISCRETE = "a list of indices has no derivative"
 _STATISTICS = {"statistics": "it takes given statistics, not those of the batch"}
 _PROJECTION = {"projection": "it has no strides and no projection"}
+_IN_PLACE = "it writes into an output that is there already"
+_FORWARD_ONLY = "a peer of the forward pass"
 _RING = {"ring": "the dense unit has the dense border"}
+#: Problems that a peer is not made for.
+_PEER_LIMITS: dict[str, dict[str, str]] = {
+    "conv2d": {**_RING, **{f"{axes}d": "it convolves images, of two axes" for axes in (1, 3, 4)}},
+    "index_blocks": {**_RING, "strides": "it is made for stride 1"},
+    "spconv": {"grouped": "it has no groups on the CPU", **{f"{axes}d": "it has 2 or 3 axes" for axes in (1, 4)}},
+}
 
 _SOURCES = {
     "indexed": "uber-research/sbnet sbnet_ops, by indexing",
@@ -60,8 +68,29 @@ _SOURCES = {
     "closed_form": "differentiated by hand",
     "auto": "the cost model",
     "fused": "cuda/block_sparse",
+    "conv2d": "PyTorch, the whole image in channels-last memory",
+    "index_blocks": "PyTorch's index_select, conv2d and index_copy_, at the best of five block sizes",
+    "spconv": "traveller59/spconv",
+}
+#: Algorithm, options and arguments of the peers of each operation.
+_PEERS: dict[str, tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...]] = {
+    "masked": (("conv2d", (), {}), ("index_blocks", (), {})),
+    "masked_residual": (("conv2d", (), {}), ("conv2d", ("folded",), {"folded": True}), ("index_blocks", (), {})),
+    "submanifold": (("conv2d", (), {}), ("spconv", (), {})),
 }
 
+#: Compositions that ``bench`` times when nothing else is asked for, beside the compiled kernels and the peers.
+_HEADLINES = {
+    *((operation, "indexed") for operation in ("reduce_mask", "pixel_index", "gather", "scatter")),
+    ("convolution", "blocks"),
+    ("residual", "blocks"),
+    ("residual", "dense"),
+    ("masked", "dense"),
+    ("masked", "blocks"),
+    ("masked_residual", "pixels"),
+    ("submanifold", "rulebook"),
+    ("strided", "rulebook"),
+}
 
 _ON_ROWS = ("residual", "pixels")
 
@@ -86,7 +115,7 @@ def _composition(operation: str, framework: str, algorithm: str) -> Variant:
         gradient=not (discrete or numpy),
         why_no_gradient=_DISCRETE if discrete else _NO_AUTOGRAD,
         refuses=_refuses(operation, algorithm),
-        headline=not numpy and algorithm not in ("upsample", "auto"),
+        headline=(operation, algorithm) in _HEADLINES and not numpy,
         operation=operation,
         source=_SOURCES[algorithm],
     )
@@ -115,6 +144,34 @@ def _fused(
     )
 
 
+def _in_place(operation: str) -> Variant:
+    """The compiled kernel that writes into an output which is there already, as SBNet's scatter_var does."""
+    return replace(
+        _fused(operation, "torch", "out", in_place=True), gradient=False, why_no_gradient=_IN_PLACE, headline=True
+    )
+
+
+def _peers(operation: str) -> Iterator[Variant]:
+    """What there is without eqconv."""
+    for algorithm, options, arguments in _PEERS.get(operation, ()):
+        yield Variant(
+            algorithm=algorithm,
+            framework="torch",
+            prepare=f"eqconv_cli.backends.block_sparse.torch_peers:{algorithm}",
+            options=options,
+            arguments={"operation": operation, **arguments},
+            devices=("cpu", "cuda"),
+            gradient=operation == "masked" and algorithm == "conv2d",
+            why_no_gradient=_FORWARD_ONLY,
+            refuses=_PEER_LIMITS[algorithm],
+            headline=True,
+            operation=operation,
+            peer=True,
+            requires=("spconv",) if algorithm == "spconv" else (),
+            source=_SOURCES[algorithm],
+        )
+
+
 def _closed_form(operation: str) -> Variant:
     arguments = {"operation": operation, "version": _CLOSED[operation], "gradients": True}
     return replace(_composition(operation, "numpy", "closed_form"), arguments=arguments, gradient=True)
@@ -130,6 +187,9 @@ def _of(operation: str) -> Iterator[Variant]:
     for instructions in ("avx512", "avx2", "portable"):
         yield _fused(operation, "numpy", instructions, settings={"instructions": instructions})
     yield _fused(operation, "tensorflow", "function", mode="function")
+    if operation in ("masked", "masked_residual"):
+        yield _in_place(operation)
+    yield from _peers(operation)
 
 
 VARIANTS = tuple(variant for operation in COMPOSITIONS for variant in _of(operation))

@@ -233,7 +233,7 @@ def _workloads() -> Iterator[Problem]:
             ):
                 source, figures = PUBLISHED.get(test.removesuffix("-blocks"), ("", ()))
                 theirs = architecture == "resnet-v2" and bool(source)
-                usual = architecture == "resnet-v2" and "-" not in test
+                usual = architecture == "resnet-v2" and test == "conv"
                 yield Problem(
                     f"{test}/{architecture}/{stage}",
                     make,
