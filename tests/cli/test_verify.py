@@ -92,7 +92,7 @@ def test_a_broken_variant_exits_1_and_repeats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "FAMILY 'nothing' is unknown: allowed: feature_steered"),
+        (["nothing"], "FAMILY 'nothing' is unknown: allowed: block_sparse, feature_steered"),
         (["--only", "v9*"], "--only 'v9*' is unknown"),
         (["--skip", "v9*"], "--skip 'v9*' is unknown"),
         (["--problem", "teapot"], "--problem 'teapot' is unknown"),
