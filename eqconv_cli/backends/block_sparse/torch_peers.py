@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params, paddings
+from eqconv_cli.backends.block_sparse.torch_runs import base_of
 from eqconv_cli.frameworks.torch import BoundRun, Tensors
 
 Arrays = Mapping[str, np.ndarray]
@@ -94,19 +95,21 @@ def conv2d(inputs: Arrays, dtype: str, device: str, *, operation: str, folded: b
     pads = _pads(inputs, arrays["x"].shape[1:3])
     strides, relu = tuple(int(s) for s in inputs["strides"]), str(inputs["activation"]) == "relu"
     symmetric = pads[0] == pads[1] and pads[2] == pads[3]
-    prepared = oihw(torch.from_numpy(arrays["w"]).to(device))
+    w = oihw(torch.from_numpy(arrays["w"]).to(device))
+    bias = torch.from_numpy(arrays["bias"]).to(device) if "bias" in arrays else None
 
     def convolve(tensors: Tensors) -> Tensors:
-        x, bias = channels_last(tensors["x"]), tensors.get("bias")
+        x = channels_last(tensors["x"])
         if not symmetric:
             x = functional.pad(x, (pads[2], pads[3], pads[0], pads[1]))
-        w = oihw(tensors["w"]) if torch.is_grad_enabled() else prepared
         y = functional.conv2d(x, w, bias, strides, (pads[0], pads[2]) if symmetric else 0)
         y = y.relu_() if relu else y
         return {"y": y.permute(0, 2, 3, 1)}
 
     names = tuple(name for name in ("x", "w", "bias") if name in arrays)
-    return ListedRun(convolve, _run_arrays(arrays, *names), names, device, inputs["pixels"], arrays["base"])
+    return ListedRun(
+        convolve, _run_arrays(arrays, *names), names, device, inputs["pixels"], base_of(inputs, dtype, operation)
+    )
 
 
 def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundRun:
@@ -124,7 +127,7 @@ def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> 
     shape, residual = arrays["x"].shape, operation == "masked_residual"
     kernel = (3, 3) if residual else arrays["w"].shape[:2]
     padding = "SAME" if residual else str(inputs["padding"])
-    base = arrays["x"] if residual else arrays["base"]
+    base = base_of(inputs, dtype, operation)
     y = torch.from_numpy(base.copy()).to(place)
     compute = _residual_unit(arrays, place, True) if residual else _valid_convolution(inputs, arrays, place)
 
@@ -170,7 +173,12 @@ def spconv(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundR
     w, place = arrays["w"], torch.device(device)
     volume = w.shape[:-2]
     layer = kinds[len(shape)](
-        w.shape[-2], w.shape[-1], volume, dilation=int(inputs["dilation"]), bias="bias" in arrays, indice_key="sites"
+        w.shape[-2],
+        w.shape[-1],
+        volume,
+        dilation=inputs["dilation"].tolist(),
+        bias="bias" in arrays,
+        indice_key="sites",
     )
     layer = layer.to(place, torch.from_numpy(w).dtype)
     with torch.no_grad():
@@ -307,7 +315,7 @@ def _dense_sites(inputs: Arrays, arrays: Mapping[str, np.ndarray], device: str) 
     shape, place = [int(extent) for extent in inputs["shape"]], torch.device(device)
     if len(shape) != 2:
         raise ValueError(f"conv2d computes 2 axes, not {len(shape)}")
-    dilation, kernel = int(inputs["dilation"]), inputs["w"].shape[:2]
+    dilation, kernel = inputs["dilation"].tolist(), inputs["w"].shape[:2]
     image = torch.zeros(
         int(inputs["batch"]), *shape, arrays["feats"].shape[1], dtype=torch.from_numpy(arrays["w"]).dtype
     )
@@ -316,8 +324,8 @@ def _dense_sites(inputs: Arrays, arrays: Mapping[str, np.ndarray], device: str) 
     flat = torch.from_numpy((coords[:, 0] * shape[0] + coords[:, 1]) * shape[1] + coords[:, 2]).to(place)
     rows, w = image.view(-1, image.shape[-1]), oihw(torch.from_numpy(arrays["w"]).to(place))
     bias = torch.from_numpy(arrays["bias"]).to(place) if "bias" in arrays else None
-    front = [dilation * (k // 2) for k in kernel]
-    behind = [dilation * (k - 1) - pad for k, pad in zip(kernel, front, strict=True)]
+    front = [step * (k // 2) for step, k in zip(dilation, kernel, strict=True)]
+    behind = [step * (k - 1) - pad for step, k, pad in zip(dilation, kernel, front, strict=True)]
 
     def run(tensors: Tensors) -> Tensors:
         rows.index_copy_(0, flat, tensors["feats"])

@@ -73,7 +73,7 @@ def prepare(
     how = version if fused is None else settings_on(Fused, device, fused)
     options = {"version": how, **options}
     if in_place:
-        options["out"] = _output(inputs, dtype, operation).to(of_framework(device))
+        options["out"] = torch.from_numpy(base_of(inputs, dtype, operation)).to(of_framework(device))
     function = _FUNCTIONS[operation](inputs, torch.device(of_framework(device)), options)
     differentiable = () if "mask" in names else names
     return BoundRun(function, {n: np.ascontiguousarray(array) for n, array in arrays.items()}, differentiable, device)
@@ -255,14 +255,14 @@ def _listing(
     return lambda: listed
 
 
-def _output(inputs: Arrays, dtype: str, operation: str) -> Tensor:
-    """A tensor of its own that holds the base."""
+def base_of(inputs: Arrays, dtype: str, operation: str) -> np.ndarray:
+    """What "masked" and "masked_residual" give at pixels that are not listed: a new array [N, Hout, Wout, K]."""
     if operation == "masked_residual" or "base" in inputs:
-        return torch.from_numpy(inputs["x" if operation == "masked_residual" else "base"].astype(dtype))
+        return inputs["x" if operation == "masked_residual" else "base"].astype(dtype)
     strides, padding, w = inputs["strides"].tolist(), str(inputs["padding"]), inputs["w"].shape
     shape = inputs["x"].shape
     grid = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], w[:2], strides, strict=True))
-    return torch.from_numpy(np.zeros((shape[0], *grid, w[3]), dtype))
+    return np.zeros((shape[0], *grid, w[3]), dtype)
 
 
 def _sites(inputs: Arrays, device: torch.device) -> torch_sites.Sites:

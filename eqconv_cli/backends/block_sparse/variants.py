@@ -161,7 +161,7 @@ def _peers(operation: str) -> Iterator[Variant]:
             options=options,
             arguments={"operation": operation, **arguments},
             devices=("cpu", "cuda"),
-            gradient=operation == "masked" and algorithm == "conv2d",
+            gradient=False,
             why_no_gradient=_FORWARD_ONLY,
             refuses=_PEER_LIMITS[algorithm],
             headline=True,
