@@ -394,12 +394,19 @@ def _on_blocks(call: Call, index: BlockIndex, params: BlockParams, start: Tensor
     rows = block_rows(index, call.grid[0], call.x.device)
     index = BlockIndex(rows.rows, rows.number)
     stack = sparse_gather(call.x, index, bsize=params.bsize, bstride=params.bstrides, boffset=params.boffset)
-    made = functional.conv2d(stack.permute(0, 3, 1, 2), _oihw(call.w), call.bias, call.strides)
-    tiles = (made.relu() if call.relu else made).permute(0, 2, 3, 1)
+    tiles = convolved_blocks(stack, call.w, call.strides, call.bias, call.relu)
     tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "add": False}
     if out is not None:
         return sparse_scatter_var(tiles, index, out, **tile)
     return sparse_scatter(tiles, index, _image(call, start), **tile)
+
+
+def convolved_blocks(
+    stack: Tensor, w: Tensor, strides: Sequence[int], bias: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """The tiles [B, h', w', K] of windows [B, h, w, C] by a kernel [kh, kw, C, K], no padding."""
+    made = functional.conv2d(stack.permute(0, 3, 1, 2), _oihw(w), bias, tuple(strides))
+    return (made.relu() if relu else made).permute(0, 2, 3, 1)
 
 
 def _fused(call: Call, listed: Rows, start: Tensor | None, out: Tensor | None, settings: Fused) -> Tensor:

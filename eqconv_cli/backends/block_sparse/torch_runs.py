@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,7 +77,46 @@ def prepare(
         options["out"] = torch.from_numpy(base_of(inputs, dtype, operation)).to(of_framework(device))
     function = _FUNCTIONS[operation](inputs, torch.device(of_framework(device)), options)
     differentiable = () if "mask" in names else names
+    if operation == "convolution" and version == "blocks" and "mask" in inputs:
+        return _StagedBlocks(function, arrays, differentiable, device, inputs)
     return BoundRun(function, {n: np.ascontiguousarray(array) for n, array in arrays.items()}, differentiable, device)
+
+
+class _StagedBlocks(BoundRun):
+    """A convolution on blocks whose steps can be timed one by one, from the mask on."""
+
+    def __init__(
+        self, function: Function, arrays: Arrays, differentiable: tuple[str, ...], device: str, inputs: Arrays
+    ) -> None:
+        super().__init__(function, arrays, differentiable, device)
+        self._strides = inputs["strides"].tolist()
+        words = (self._strides, str(inputs["padding"]), str(inputs["coverage"]))
+        self._params = block_params(inputs["x"].shape, inputs["bsize"].tolist(), inputs["w"].shape, *words)
+        self._mask = _upload(inputs["mask"].astype(np.float32), self._device)
+        self._threshold: dict[str, Any] = {"tol": float(inputs["tol"]), "avgpool": bool(inputs["avgpool"])}
+
+    def stages(self) -> Mapping[str, float]:
+        """Seconds of the four steps."""
+        p, x, w = self._params, self._tensors["x"], self._tensors["w"]
+        window: dict[str, Any] = {"bsize": p.bsize, "bstride": p.bstrides, "boffset": p.boffset}
+        tile: dict[str, Any] = {"bsize": p.bsize_out, "bstride": p.bsize_out, "add": False}
+        with torch.no_grad():
+            zeros = x.new_zeros(len(x), *p.out_size, w.shape[3])
+            clock = [self._now()]
+            index = torch_ops.reduce_mask(self._mask, p.bcount, **window, **self._threshold)
+            clock.append(self._now())
+            stack = torch_ops.sparse_gather(x, index, **window)
+            clock.append(self._now())
+            tiles = torch_convolution.convolved_blocks(stack, w, self._strides)
+            clock.append(self._now())
+            torch_ops.sparse_scatter_var(tiles, index, zeros, **tile)
+            clock.append(self._now())
+        names = ("reduce", "gather", "convolve", "scatter")
+        return {name: end - start for name, start, end in zip(names, clock, clock[1:], strict=False)}
+
+    def _now(self) -> float:
+        self.synchronize()
+        return time.perf_counter()
 
 
 def _reduce_mask(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:

@@ -89,7 +89,9 @@ def conv_blocks(
         "x": rng.normal(size=(1, height, width, channels)),
         "w": rng.normal(size=(3, 3, channels, channels)) / (9 * channels) ** 0.5,
         "index": index,
+        "mask": active,
         **_words(bsize=params.bsize, strides=(1, 1), padding="SAME", coverage="full", activation="none"),
+        **_words(tol=_THRESHOLD, avgpool=True),
     }
 
 
