@@ -25,6 +25,7 @@ from eqconv_cli.backends.block_sparse.geometry import (
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.numpy_ops import (
     block_pixels,
+    check_plain_image,
     listed_pixels,
     out_grid,
     pixel_index,
@@ -377,7 +378,7 @@ def _shifted(x: Array, tap: Pair, strides: Pair, size: Sequence[int]) -> Array:
 def _layer(
     x: Array, w: Array, bias: Array | None, activation: str | None, strides: Sequence[int], padding: str
 ) -> Layer:
-    image = plain_image("x", x)
+    check_plain_image("x", x)
     check_padding(padding)
     arguments.check_choice("activation", activation, arguments.ACTIVATIONS)
     arguments.check_kernel(w.shape, x.shape[3])
@@ -388,7 +389,9 @@ def _layer(
     step = strides_pair("strides", strides)
     grid = out_grid(x.shape, kernel_pair(w.shape), step, padding)
     contiguous = None if bias is None else np.ascontiguousarray(bias)
-    return Layer(image, np.ascontiguousarray(w), contiguous, activation == "relu", step, padding, grid)
+    return Layer(
+        np.ascontiguousarray(x), np.ascontiguousarray(w), contiguous, activation == "relu", step, padding, grid
+    )
 
 
 def _padding_of(x: Array, w: Array, params: BlockParams, strides: Sequence[int]) -> str:

@@ -368,12 +368,17 @@ def plain_mask(mask: Array) -> Array:
     return np.ascontiguousarray(mask.reshape(mask.shape[:3]))
 
 
-def plain_image(name: str, x: Array, layout: str = "NHWC") -> Array:
-    """[N, H, W, C], contiguous; raises TypeError or ValueError for what is no image."""
+def check_plain_image(name: str, x: Array) -> None:
+    """Raises TypeError or ValueError for what is no image."""
     _check_array(name, x)
-    arguments.check_choice("layout", layout, arguments.LAYOUTS)
     arguments.check_float(name, str(x.dtype))
     arguments.check_image(name, x.shape)
+
+
+def plain_image(name: str, x: Array, layout: str = "NHWC") -> Array:
+    """[N, H, W, C], contiguous; raises TypeError or ValueError for what is no image."""
+    check_plain_image(name, x)
+    arguments.check_choice("layout", layout, arguments.LAYOUTS)
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1) if layout == "NCHW" else x)
 
 
