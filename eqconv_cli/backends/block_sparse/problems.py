@@ -468,7 +468,7 @@ _BLOCKS = (
         height=7, width=11, channels=3, transpose=False, window=_OVERLAP,
     ),
     _problem(
-        "gather", "gather-transposed", gathered, "gaps, channels first", _DEFAULT,
+        "gather", "gather-transposed", gathered, "gaps, channels first", (*_DEFAULT, "transposed"),
         height=13, width=9, channels=17, transpose=True, window=_GAPS,
     ),
     _problem(
@@ -476,15 +476,16 @@ _BLOCKS = (
         height=1, width=1, channels=50176, transpose=False, window=_window((2, 3), (1, 1), (0, 0)),
     ),
     _problem(
-        "scatter", "scatter", scattered, "the later of two blocks wins", _SMALLEST,
+        "scatter", "scatter", scattered, "the later of two blocks wins", (*_SMALLEST, "overlap"),
         height=7, width=11, channels=3, transpose=False, add=False, window=_OVERLAP,
     ),
     _problem(
-        "scatter", "scatter-sums", scattered, "overlapping blocks add up, channels first", (*_DEFAULT, "invariants"),
+        "scatter", "scatter-sums", scattered, "overlapping blocks add up, channels first",
+        (*_DEFAULT, "invariants", "overlap", "transposed", "sums"),
         height=13, width=9, channels=5, transpose=True, add=True, window=_OVERLAP,
     ),
     _problem(
-        "scatter", "scatter-tiles", scattered, "no overlap, channels first", _DEFAULT,
+        "scatter", "scatter-tiles", scattered, "no overlap, channels first", (*_DEFAULT, "transposed"),
         height=13, width=9, channels=17, transpose=True, add=False, window=_TILES,
     ),
 )  # fmt: skip

@@ -134,12 +134,14 @@ def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> 
     def at(tile: int) -> Callable[[Tensors], Tensors]:
         bsize = (tile + kernel[0] - 1, tile + kernel[1] - 1)
         params = block_params(shape, bsize, kernel, (1, 1), padding)
-        blocks = _Blocks(inputs["pixels"], params, shape, place)
+        active = _active_tiles(inputs["pixels"], params)
+        windows = _Windows(active, params.bsize, params.bstrides, params.boffset, shape[1:3], place)
+        tiles = _Windows(active, params.bsize_out, params.bsize_out, (0, 0), params.out_size, place)
+        inside = None if windows.inside is None else windows.inside[:, None]
 
         def run(tensors: Tensors) -> Tensors:
-            x = tensors["x"].view(-1, shape[-1])
-            rows = compute(blocks.gather(x), blocks.inside)
-            blocks.scatter(rows, y.view(-1, y.shape[-1]))
+            stack = windows.gather(tensors["x"].view(-1, shape[-1]))
+            tiles.scatter(compute(channels_last(stack), inside).permute(0, 2, 3, 1), y.view(-1, y.shape[-1]))
             return {"y": y}
 
         return run
@@ -148,6 +150,49 @@ def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> 
     runs = [at(tile) for tile in _TILES]
     fastest = min(runs, key=lambda run: _seconds(run, tensors))
     return ListedRun(fastest, _run_arrays(arrays, "x"), ("x",), device, inputs["pixels"], base)
+
+
+def index_select(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundRun:
+    """Gather by PyTorch's ``index_select``, all positions worked out before.
+
+    Args:
+        inputs: those of the operation "gather", blocks not transposed.
+        dtype: "float32" or "float64".
+        device: "cpu" or "cuda".
+        operation: "gather".
+    """
+    arrays, place = _floats(inputs, dtype), torch.device(device)
+    size, stride, offset = (inputs[name].tolist() for name in ("bsize", "bstride", "boffset"))
+    windows = _Windows(inputs["index"], size, stride, offset, arrays["x"].shape[1:3], place)
+
+    def gather(tensors: Tensors) -> Tensors:
+        x = tensors["x"]
+        return {"blocks": windows.gather(x.view(-1, x.shape[3]))}
+
+    return BoundRun(gather, _run_arrays(arrays, "x"), ("x",), device)
+
+
+def index_copy(inputs: Arrays, dtype: str, device: str, *, operation: str, in_place: bool = False) -> BoundRun:
+    """Scatter by PyTorch's ``index_copy_``, all positions worked out before.
+
+    Args:
+        inputs: those of the operation "scatter", blocks that do not overlap, not transposed and not added.
+        dtype: "float32" or "float64".
+        device: "cpu" or "cuda".
+        operation: "scatter".
+        in_place: every run writes into one image that holds the base.
+    """
+    arrays, place = _floats(inputs, dtype), torch.device(device)
+    size, stride, offset = (inputs[name].tolist() for name in ("bsize", "bstride", "boffset"))
+    windows = _Windows(inputs["index"], size, stride, offset, arrays["ybase"].shape[1:3], place)
+    y = torch.from_numpy(arrays["ybase"].copy()).to(place)
+
+    def scatter(tensors: Tensors) -> Tensors:
+        target = y if in_place else tensors["ybase"].clone()
+        windows.scatter(tensors["blocks"], target.view(-1, target.shape[3]))
+        return {"y": target}
+
+    return BoundRun(scatter, _run_arrays(arrays, "blocks", "ybase"), ("blocks", "ybase"), device)
 
 
 def spconv(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundRun:
@@ -222,36 +267,46 @@ def _seconds(run: Callable[[Tensors], Tensors], tensors: Tensors) -> float:
     return min(times)
 
 
-class _Blocks:
-    """Flat positions of the windows of the active tiles, and of their tiles."""
+class _Windows:
+    """Flat positions of the pixels of a list of windows."""
 
-    def __init__(self, pixels: np.ndarray, params: BlockParams, shape: Sequence[int], place: torch.device) -> None:
-        height, width = params.out_size
-        lines = pixels.astype(np.int64) // width
-        image, row, column = lines // height, lines % height, pixels % width
-        tile = params.bsize_out
-        active = np.unique(np.stack([image, row // tile[0], column // tile[1]], axis=1), axis=0)
-        self._size = params.bsize
-        windows, inside = _positions(active, params.bsize, params.bstrides, params.boffset, shape[1:3])
-        tiles, kept = _positions(active, tile, tile, (0, 0), params.out_size)
-        self._windows = torch.from_numpy(windows.reshape(-1)).to(place)
+    def __init__(
+        self,
+        index: np.ndarray,
+        size: Sequence[int],
+        stride: Sequence[int],
+        offset: Sequence[int],
+        image: Sequence[int],
+        place: torch.device,
+    ) -> None:
+        positions, inside = _positions(index, size, stride, offset, image)
+        self._size = tuple(size)
+        self._all = torch.from_numpy(positions.reshape(-1)).to(place)
         self._outside = torch.from_numpy(np.flatnonzero(~inside)).to(place)
-        self._tiles = torch.from_numpy(tiles[kept]).to(place)
-        self._kept = None if kept.all() else torch.from_numpy(np.flatnonzero(kept)).to(place)
-        #: [B, 1, h, w], 0 outside the image; None when all is inside.
-        self.inside = None if inside.all() else torch.from_numpy(inside[:, None]).to(place)
+        self._inside = torch.from_numpy(positions[inside]).to(place)
+        self._kept = None if inside.all() else torch.from_numpy(np.flatnonzero(inside)).to(place)
+        #: [B, h, w], whether a pixel is in the image; None when all are.
+        self.inside = None if inside.all() else torch.from_numpy(inside).to(place)
 
     def gather(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] in channels-last memory from the rows [pixels, C]."""
-        rows = x.index_select(0, self._windows)
+        """[B, h, w, C] from the rows [pixels, C], 0 outside the image."""
+        rows = x.index_select(0, self._all)
         if len(self._outside):
             rows.index_fill_(0, self._outside, 0)
-        return channels_last(rows.view(-1, *self._size, x.shape[1]))
+        return rows.view(-1, *self._size, x.shape[1])
 
     def scatter(self, blocks: Tensor, y: Tensor) -> None:
-        """Put [B, K, h, w] into the rows [pixels, K] of the output."""
-        rows = blocks.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
-        y.index_copy_(0, self._tiles, rows if self._kept is None else rows.index_select(0, self._kept))
+        """Put [B, h, w, K] into the rows [pixels, K]."""
+        rows = blocks.reshape(-1, y.shape[1])
+        y.index_copy_(0, self._inside, rows if self._kept is None else rows.index_select(0, self._kept))
+
+
+def _active_tiles(pixels: np.ndarray, params: BlockParams) -> np.ndarray:
+    """(image, i, j) of the tiles that hold a listed output pixel."""
+    height, width = params.out_size
+    lines, tile = pixels.astype(np.int64) // width, params.bsize_out
+    rows = np.stack([lines // height, lines % height // tile[0], pixels % width // tile[1]], axis=1)
+    return np.unique(rows, axis=0)
 
 
 def _positions(

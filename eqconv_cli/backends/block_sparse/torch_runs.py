@@ -59,7 +59,7 @@ def prepare(
             "masked_residual", "submanifold" or "strided".
         version: of the operation's function.
         fused: settings of the compiled kernels, see :class:`Fused`; None runs ``version``.
-        in_place: masked, masked_residual: every run writes the listed pixels into one output that holds the base.
+        in_place: masked, masked_residual, scatter: every run writes into one output that holds the base.
         **options: other keyword options of the operation's function.
 
     Returns:
@@ -151,9 +151,13 @@ def _scatter(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> F
     index, geometry = _index(inputs, device), _window(inputs)
     flags: dict[str, Any] = {name: bool(inputs[name]) for name in ("add", "atomic", "transpose")}
 
+    target = options.pop("out", None)
+
     def run(tensors: Tensors) -> Tensors:
-        made = torch_ops.sparse_scatter(tensors["blocks"], index, tensors["ybase"], **geometry, **flags, **options)
-        return {"y": made}
+        blocks, words = tensors["blocks"], {**geometry, **flags, **options}
+        if target is not None:
+            return {"y": torch_ops.sparse_scatter_var(blocks, index, target, **words)}
+        return {"y": torch_ops.sparse_scatter(blocks, index, tensors["ybase"], **words)}
 
     return run
 
@@ -296,9 +300,10 @@ def _listing(
 
 
 def base_of(inputs: Arrays, dtype: str, operation: str) -> np.ndarray:
-    """What "masked" and "masked_residual" give at pixels that are not listed: a new array [N, Hout, Wout, K]."""
-    if operation == "masked_residual" or "base" in inputs:
-        return inputs["x" if operation == "masked_residual" else "base"].astype(dtype)
+    """What "masked", "masked_residual" or "scatter" gives where nothing is written: a new array [N, Hout, Wout, K]."""
+    name = {"masked": "base", "masked_residual": "x", "scatter": "ybase"}[operation]
+    if name in inputs:
+        return inputs[name].astype(dtype)
     strides, padding, w = inputs["strides"].tolist(), str(inputs["padding"]), inputs["w"].shape
     shape = inputs["x"].shape
     grid = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], w[:2], strides, strict=True))

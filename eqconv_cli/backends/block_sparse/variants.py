@@ -48,10 +48,14 @@ _PROJECTION = {"projection": "it has no strides and no projection"}
 _IN_PLACE = "it writes into an output that is there already"
 _FORWARD_ONLY = "a peer of the forward pass"
 _RING = {"ring": "the dense unit has the dense border"}
+_PLAIN_BLOCKS = {"transposed": "it has channels last"}
+_SUMS = {"sums": "sums would grow from run to run"}
 #: Problems that a peer is not made for.
 _PEER_LIMITS: dict[str, dict[str, str]] = {
     "conv2d": {**_RING, **{f"{axes}d": "it convolves images, of two axes" for axes in (1, 3, 4)}},
     "index_blocks": {**_RING, "strides": "it is made for stride 1"},
+    "index_select": _PLAIN_BLOCKS,
+    "index_copy": {**_PLAIN_BLOCKS, "overlap": "it is made for blocks that do not overlap", **_SUMS},
     "spconv": {"grouped": "it has no groups on the CPU", **{f"{axes}d": "it has 2 or 3 axes" for axes in (1, 4)}},
 }
 
@@ -71,12 +75,16 @@ _SOURCES = {
     "conv2d": "PyTorch, the whole image in channels-last memory",
     "index_blocks": "PyTorch's index_select, conv2d and index_copy_, at the best of five block sizes",
     "spconv": "traveller59/spconv",
+    "index_select": "PyTorch's index_select",
+    "index_copy": "PyTorch's index_copy_",
 }
 #: Algorithm, options and arguments of the peers of each operation.
 _PEERS: dict[str, tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...]] = {
     "masked": (("conv2d", (), {}), ("index_blocks", (), {})),
     "masked_residual": (("conv2d", (), {}), ("conv2d", ("folded",), {"folded": True}), ("index_blocks", (), {})),
     "submanifold": (("conv2d", (), {}), ("spconv", (), {})),
+    "gather": (("index_select", (), {}),),
+    "scatter": (("index_copy", (), {}), ("index_copy", ("out",), {"in_place": True})),
 }
 
 #: Compositions that ``bench`` times when nothing else is asked for, beside the compiled kernels and the peers.
@@ -146,9 +154,9 @@ def _fused(
 
 def _in_place(operation: str) -> Variant:
     """The compiled kernel that writes into an output which is there already, as SBNet's scatter_var does."""
-    return replace(
-        _fused(operation, "torch", "out", in_place=True), gradient=False, why_no_gradient=_IN_PLACE, headline=True
-    )
+    made = _fused(operation, "torch", "out", in_place=True)
+    refuses = {**made.refuses, **(_SUMS if operation == "scatter" else {})}
+    return replace(made, gradient=False, why_no_gradient=_IN_PLACE, headline=True, refuses=refuses)
 
 
 def _peers(operation: str) -> Iterator[Variant]:
@@ -187,7 +195,7 @@ def _of(operation: str) -> Iterator[Variant]:
     for instructions in ("avx512", "avx2", "portable"):
         yield _fused(operation, "numpy", instructions, settings={"instructions": instructions})
     yield _fused(operation, "tensorflow", "function", mode="function")
-    if operation in ("masked", "masked_residual"):
+    if operation in ("masked", "masked_residual", "scatter"):
         yield _in_place(operation)
     yield from _peers(operation)
 
