@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from eqconv_cli.backends.block_sparse import arguments, tensorflow_fused
+from eqconv_cli.backends.block_sparse import arguments, cost_model, tensorflow_fused
 from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params_chain, kernel_pair, pair, strides_pair
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
@@ -20,10 +20,8 @@ from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
     Listed,
     block_params,
     counting,
-    extent,
     frame,
     image,
-    is_symbolic,
     pixel_rows,
     plain_mask,
     real,
@@ -37,9 +35,9 @@ from eqconv_cli.backends.block_sparse.tensorflow_ops import (
     sparse_gather,
     sparse_scatter,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import extent, is_symbolic
 
-#: Output pixels along each axis of the blocks of ``masked_conv2d(version="blocks")``.
-_TILE = 8
+_TILE = cost_model.TILE
 
 
 def sparse_conv2d(
@@ -228,7 +226,8 @@ def masked_conv2d(
         version: "dense" convolves everywhere; "matmul" multiplies the listed windows, as rows of a matrix, by the
             kernel; "blocks" convolves the blocks that hold a listed pixel, "upsample" does so by lists of their pixels;
             "rulebook" gathers, multiplies and adds up tap by tap; "fused" is the compiled kernel; "auto" takes that
-            where it is built, else "matmul".
+            where it is built, else what :func:`cost_model.choose` finds cheapest, or "matmul" where the pixels are
+            known only when a traced function runs.
 
     Returns:
         [N, Hout, Wout, K], or ``out``.
@@ -245,6 +244,8 @@ def masked_conv2d(
     if isinstance(how, Fused):
         return _fused(image_x, kernel, bias, listed, at, base, out, activation == "relu", how)
     positions = counting(listed)
+    if version == "auto" and not is_symbolic(positions, *at.grid):
+        how = cost_model.choose(_sizes(kernel, positions, at), "tensorflow", fused=False).version
     if how == "dense":
         rows = add_bias(tf.gather(rows_of(tf.nn.conv2d(image_x, kernel, list(step), padding)), positions))
     else:
@@ -405,13 +406,26 @@ def _in_tiles(
     some = block_params_chain(block, block, [k], step, "VALID")
     count = tuple(-(-n // _TILE) for n in at.grid[1:])
     params = some._replace(boffset=(-at.front[0], -at.front[1]), bcount=count, out_size=at.grid[1:])
-    number, row, column = split(positions, at.grid[1:])
-    rows, columns = (tf.cast(n, tf.int64) for n in count)
-    place = (number * rows + row // _TILE) * columns + column // _TILE
-    named, entry = tf.unique(place, tf.int64)
+    _, row, column = split(positions, at.grid[1:])
+    named, entry = tf.unique(_tiles_of(positions, at), tf.int64)
     index = tf.cast(tf.stack(split(named, count), axis=1), tf.int32)
     made = tf.nn.conv2d(gathered(index, params), kernel, list(step), "VALID")
     return tf.gather(rows_of(made), (entry * _TILE + row % _TILE) * _TILE + column % _TILE)
+
+
+def _tiles_of(positions: tf.Tensor, at: Frame) -> tf.Tensor:
+    """The number, in raster order, of the tile of each position."""
+    rows, columns = (tf.cast(-(-n // _TILE), tf.int64) for n in at.grid[1:])
+    number, row, column = split(positions, at.grid[1:])
+    return (number * rows + row // _TILE) * columns + column // _TILE
+
+
+def _sizes(kernel: tf.Tensor, positions: tf.Tensor, at: Frame) -> cost_model.Sizes:
+    """What there is to compute, for the cost model."""
+    tile_pixels = tf.unique(_tiles_of(positions, at)).y.shape[0] * _TILE**2
+    outputs = at.grid[0] * at.grid[1] * at.grid[2]
+    kh, kw, channels, filters = (n or 1 for n in kernel.shape)
+    return cost_model.Sizes(positions.shape[0], min(tile_pixels, outputs), outputs, kh * kw, channels, filters)
 
 
 _ROUTES: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor, Frame], tf.Tensor]] = {

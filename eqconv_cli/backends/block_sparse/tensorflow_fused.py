@@ -11,35 +11,16 @@ import tensorflow as tf
 from eqconv_cli.backends.block_sparse import tensorflow_residual_backward
 from eqconv_cli.backends.block_sparse.arguments import Window
 from eqconv_cli.backends.block_sparse.options import Flag, Fused
-from eqconv_cli.backends.block_sparse.tensorflow_inputs import Extent, Frame, Listed, on_host
+from eqconv_cli.backends.block_sparse.tensorflow_inputs import Frame, Listed, on_host
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import replaced
-from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
+from eqconv_cli.frameworks.tensorflow_tensors import Extent
+from eqconv_cli.kernels.doors import open_core, operators_path
+from eqconv_cli.kernels.tensorflow_doors import place_of
 
 SECOND_ORDER = "version='fused' has first derivatives only: take another version for derivatives of gradients"
 
 #: Bits of ``wanted`` of site_backward.
 _DX, _DW, _DB = 1, 2, 4
-
-
-def place_of(settings: Fused, device: str) -> str:
-    """Where tensors on a device are computed: "cpu", "cuda" or "emulated"; unknown while tracing is the default."""
-    if settings.core is not None:
-        return settings.core
-    kind = tf.DeviceSpec.from_string(device).device_type if device else None
-    if kind is None:
-        return "cuda" if tf.config.list_logical_devices("GPU") else "cpu"
-    return "cuda" if kind == "GPU" else str(kind).lower()
-
-
-def missing(settings: Fused, device: str) -> list[str]:
-    """Why the compiled kernels cannot compute on such a device; empty when they can."""
-    place = place_of(settings, device)
-    if place not in ("cpu", "cuda", "emulated"):
-        return [f"data is on a device of type {place}: the compiled kernels compute on cpu and cuda"]
-    reasons = list(missing_kernels("tensorflow", place))
-    if not reasons and not tf.executing_eagerly() and tf.__internal__.get_enclosing_xla_context() is not None:
-        return ["XLA (jit_compile=True) compiles TensorFlow's own operations only"]
-    return reasons
 
 
 @cache

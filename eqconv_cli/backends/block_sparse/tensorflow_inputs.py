@@ -15,9 +15,7 @@ import tensorflow as tf
 from eqconv_cli.backends.block_sparse import arguments, geometry
 from eqconv_cli.backends.block_sparse.arguments import Window
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
-
-#: An extent that is known, or a scalar tensor of what it will be.
-Extent = Any
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
 
 
 class Listed(NamedTuple):
@@ -31,22 +29,11 @@ class Listed(NamedTuple):
     whole: bool
 
 
-def extent(tensor: tf.Tensor, axis: int) -> Extent:
-    """The length of an axis: a number where it is known."""
-    known = tensor.shape[axis]
-    return tf.shape(tensor)[axis] if known is None else known
-
-
 def static(name: str, tensor: tf.Tensor) -> tuple[int | None, ...]:
     """The shape as far as it is known; raises ValueError for an unknown rank."""
     if tensor.shape.rank is None:
         raise ValueError(f"{name} has unknown rank: the number of its dimensions must be known")
     return tuple(tensor.shape.as_list())
-
-
-def is_symbolic(*values: Any) -> bool:
-    """Whether any of the values is known only when a traced function runs."""
-    return any(tf.is_symbolic_tensor(value) for value in values)
 
 
 def real(name: str, array: Any, like: tf.Tensor | None = None, like_name: str = "x") -> tf.Tensor:

@@ -18,14 +18,11 @@ from eqconv_cli.backends.block_sparse.geometry import BlockParams, pair
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused, kernels_or
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
-    Extent,
     Listed,
     block_rows,
     check_scatter,
-    extent,
     frame,
     image,
-    is_symbolic,
     plain_mask,
     real,
     static,
@@ -40,6 +37,8 @@ from eqconv_cli.backends.block_sparse.tensorflow_neighbours import (
     rows_of,
     take_or_zero,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
+from eqconv_cli.kernels.tensorflow_doors import missing_operators
 
 #: "indexed" moves all blocks by gathering and scattering rows of pixels.
 COMPOSITIONS = ("indexed",)
@@ -47,7 +46,7 @@ COMPOSITIONS = ("indexed",)
 
 def how_of(version: Any, like: Any, compositions: Sequence[str] = COMPOSITIONS) -> Fused | str:
     """What a version stands for with tensors like this one, see :func:`kernels_or`."""
-    return kernels_or(version, compositions, lambda settings: tensorflow_fused.missing(settings, like.device))
+    return kernels_or(version, compositions, lambda settings: missing_operators(settings, like.device))
 
 
 def reduce_mask(

@@ -24,7 +24,6 @@ from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
     Listed,
     block_rows,
     counting,
-    extent,
     image,
     pixel_rows,
     real,
@@ -48,6 +47,7 @@ from eqconv_cli.backends.block_sparse.units import (
     ResidualWeights,
     check_weights,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import extent
 
 #: Of the convolutions, as ``block_params_chain`` takes them.
 KSIZES = ((1, 1), (3, 3), (1, 1))

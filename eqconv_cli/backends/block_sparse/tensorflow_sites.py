@@ -17,9 +17,10 @@ import tensorflow as tf
 from eqconv_cli.backends.block_sparse import arguments, tensorflow_fused
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.site_patterns import Kernel, Rulebook, SitePattern, make_pattern
-from eqconv_cli.backends.block_sparse.tensorflow_inputs import extent, image, is_symbolic, plain_mask, real, static
+from eqconv_cli.backends.block_sparse.tensorflow_inputs import image, plain_mask, real, static
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import take_or_zero
 from eqconv_cli.backends.block_sparse.tensorflow_ops import how_of
+from eqconv_cli.frameworks.tensorflow_tensors import extent, is_symbolic
 
 COMPOSITIONS = ("table", "rulebook", "dense")
 
