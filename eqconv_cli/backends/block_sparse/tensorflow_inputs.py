@@ -53,6 +53,16 @@ def image(name: str, x: Any, layout: str = "NHWC") -> tf.Tensor:
     return tf.transpose(tensor, [0, 2, 3, 1]) if layout == "NCHW" else tensor
 
 
+def variable(name: str, given: Any) -> Any:
+    """The ``tf.Variable`` [N, H, W, C] to write into, also behind a Keras variable; raises TypeError or ValueError."""
+    if not hasattr(given, "assign"):
+        raise TypeError(f"{name} is a {type(given).__name__}: a tf.Variable is needed, it is written in place")
+    plain = given.value if type(given).__module__.startswith("keras") else given
+    arguments.check_float(name, plain.dtype.name)
+    arguments.check_image(name, static(name, plain))
+    return plain
+
+
 def plain_mask(mask: Any, like: tf.Tensor | None = None) -> tf.Tensor:
     """A mask [N, H, W], float or bool, of the size of the image ``like``; raises TypeError or ValueError."""
     tensor = tf.convert_to_tensor(mask)

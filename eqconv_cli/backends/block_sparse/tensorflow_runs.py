@@ -156,7 +156,9 @@ def _residual(inputs: Arrays, options: Options) -> Function:
     params = block_params_chain(inputs["x"].shape, inputs["bsize"].tolist(), tensorflow_residual.KSIZES, strides)
     words: Options = {"border": str(inputs["border"]), "bn": str(inputs["bn"]), "strides": strides}
     if options["version"] == "dense":
-        return lambda tensors: _dense_unit(tensors, tensorflow_ops.block_pixels(index, params, len(inputs["x"]), "indexed"))
+        return lambda tensors: _dense_unit(
+            tensors, tensorflow_ops.block_pixels(index, params, len(inputs["x"]), "indexed")
+        )
 
     def run(tensors: Tensors) -> Tensors:
         unit = tensorflow_residual.sparse_residual_unit
@@ -259,7 +261,7 @@ def _index(inputs: Arrays) -> BlockIndex:
 
 def _listing(inputs: Arrays, grid: tuple[int, int, int], how: Any) -> Callable[[], PixelIndex]:
     """The problem's pixels; made of the mask at each call where the problem wants that timed."""
-    if "include_reduce" in inputs and inputs["include_reduce"]:
+    if inputs.get("include_reduce"):
         mask, tol = tf.constant(inputs["mask"]), float(inputs["tol"])
         version = how if isinstance(how, Fused) else "indexed"
         return lambda: tensorflow_ops.pixel_index(mask, tol=tol, version=version)
