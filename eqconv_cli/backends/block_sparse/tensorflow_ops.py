@@ -205,9 +205,9 @@ def sparse_scatter_var(
 ) -> Any:
     """As :func:`sparse_scatter`, written into the variable ``var`` [N, H, W, C], which is returned.
 
-    The compiled kernel touches nothing but the windows; where a tensor that was read from the variable is still held,
-    it keeps its values and the variable takes new memory. There is no gradient: ``sbnet_module().sparse_scatter_var``
-    has one.
+    The compiled kernel touches nothing but the windows. Where somebody else holds the variable's memory (a tensor that
+    was read from it, the array that it was made of), the variable takes new memory and the other keeps its values.
+    There is no gradient: ``sbnet_module().sparse_scatter_var`` has one.
 
     Args:
         blocks, index: as for :func:`sparse_scatter`.

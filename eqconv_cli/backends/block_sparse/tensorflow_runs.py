@@ -156,9 +156,8 @@ def _residual(inputs: Arrays, options: Options) -> Function:
     params = block_params_chain(inputs["x"].shape, inputs["bsize"].tolist(), tensorflow_residual.KSIZES, strides)
     words: Options = {"border": str(inputs["border"]), "bn": str(inputs["bn"]), "strides": strides}
     if options["version"] == "dense":
-        return lambda tensors: _dense_unit(
-            tensors, tensorflow_ops.block_pixels(index, params, len(inputs["x"]), "indexed")
-        )
+        pixels = tensorflow_ops.block_pixels(index, params, len(inputs["x"]), "indexed")
+        return lambda tensors: _dense_unit(tensors, pixels)
 
     def run(tensors: Tensors) -> Tensors:
         unit = tensorflow_residual.sparse_residual_unit
