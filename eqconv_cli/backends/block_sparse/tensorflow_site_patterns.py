@@ -64,7 +64,7 @@ class TracedPattern:
 
         return self._rulebook("strided", k, outputs)
 
-    def made(self, out: Any) -> TracedRulebook | None:
+    def made(self, out: object) -> TracedRulebook | None:
         """As :meth:`SitePattern.made`."""
         return next((r for (kind, *_), r in self._rulebooks.items() if kind == "strided" and r.out is out), None)
 
