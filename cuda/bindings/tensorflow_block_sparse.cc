@@ -6,6 +6,8 @@
  */
 #include "tensorflow_block_sparse.h"
 
+#include "tensorflow_variable.h"
+
 namespace {
 
 using eqc::all_within;
@@ -146,6 +148,23 @@ class Blocks : public BlockKernel<T, device> {
         return device == eqc::CUDA ? absl::OkStatus() : eqc::check_rows(a->index, count, a->images);
     }
 
+    /* Windows over an image of this shape, and the list of them. */
+    absl::Status onto(OpKernelContext* ctx, const char* name, const TensorShape& shape, eqc_blocks* a) const {
+        Windows windows;
+        TF_RETURN_IF_ERROR(windows_of(ctx, &windows));
+        TF_RETURN_IF_ERROR(this->set_image(name, shape, windows, a));
+        return rows(ctx, a);
+    }
+
+    /* The stack that is scattered; `a` knows everything else. */
+    absl::Status blocks(OpKernelContext* ctx, eqc_blocks* a) const {
+        const Tensor* stack;
+        TF_RETURN_IF_ERROR(ctx->input("blocks", &stack));
+        TF_RETURN_IF_ERROR(this->check_stack(*stack, *a));
+        a->blocks_in = memory_of(*stack);
+        return absl::OkStatus();
+    }
+
     /* The input `size`: [N, H, W, C], or [N, H, W]. */
     static absl::Status size(OpKernelContext* ctx, int64_t length, TensorShape* shape) {
         const int32_t* values;
@@ -168,10 +187,7 @@ class BlockGather : public Blocks<T, device> {
         TF_RETURN_IF_ERROR(this->present(eqc::block_gather));
         const Tensor* x;
         TF_RETURN_IF_ERROR(ctx->input("x", &x));
-        Windows windows;
-        TF_RETURN_IF_ERROR(windows_of(ctx, &windows));
-        TF_RETURN_IF_ERROR(this->set_image("x", x->shape(), windows, a));
-        TF_RETURN_IF_ERROR(this->rows(ctx, a));
+        TF_RETURN_IF_ERROR(this->onto(ctx, "x", x->shape(), a));
         TensorShape shape;
         TF_RETURN_IF_ERROR(this->stack(*a, &shape));
         Tensor* blocks;
@@ -196,17 +212,10 @@ class BlockScatter : public Blocks<T, device> {
         TF_RETURN_IF_ERROR(this->present(eqc::block_scatter));
         TensorShape shape;
         TF_RETURN_IF_ERROR(this->size(ctx, 4, &shape));
-        Windows windows;
-        TF_RETURN_IF_ERROR(windows_of(ctx, &windows));
-        TF_RETURN_IF_ERROR(this->set_image("size", shape, windows, a));
-        TF_RETURN_IF_ERROR(this->rows(ctx, a));
-        const Tensor *blocks, *base;
-        TF_RETURN_IF_ERROR(ctx->input("blocks", &blocks));
+        TF_RETURN_IF_ERROR(this->onto(ctx, "size", shape, a));
+        if (!blank_) TF_RETURN_IF_ERROR(this->blocks(ctx, a));
+        const Tensor* base;
         TF_RETURN_IF_ERROR(ctx->input("base", &base));
-        if (!blank_) {
-            TF_RETURN_IF_ERROR(this->check_stack(*blocks, *a));
-            a->blocks_in = memory_of(*blocks);
-        }
         Tensor* y;
         if (zeros_) {
             TF_RETURN_IF_ERROR(ctx->allocate_output(0, shape, &y));
@@ -224,6 +233,25 @@ class BlockScatter : public Blocks<T, device> {
     bool zeros_ = false;
 };
 
+/* The same, written into a variable. */
+template <typename T, eqc::Place device>
+class BlockScatterVar : public Blocks<T, device> {
+  public:
+    using Blocks<T, device>::Blocks;
+
+  protected:
+    absl::Status compute(OpKernelContext* ctx, eqc_blocks* a) const override {
+        TF_RETURN_IF_ERROR(this->present(eqc::block_scatter));
+        return eqc::write_variable<T>(ctx, "variable", [&](const Tensor& base, Tensor* y) {
+            TF_RETURN_IF_ERROR(this->onto(ctx, "variable", base.shape(), a));
+            TF_RETURN_IF_ERROR(this->blocks(ctx, a));
+            a->base = memory_of(base);
+            a->y = memory_of(*y);
+            return this->run(ctx, eqc::block_scatter, *a);
+        });
+    }
+};
+
 template <eqc::Place device>
 class BlockPixels : public Blocks<float, device> {
   public:
@@ -234,10 +262,7 @@ class BlockPixels : public Blocks<float, device> {
         TF_RETURN_IF_ERROR(this->present(eqc::block_pixels));
         TensorShape shape;
         TF_RETURN_IF_ERROR(this->size(ctx, 3, &shape));
-        Windows windows;
-        TF_RETURN_IF_ERROR(windows_of(ctx, &windows));
-        TF_RETURN_IF_ERROR(this->set_image("size", shape, windows, a));
-        TF_RETURN_IF_ERROR(this->rows(ctx, a));
+        TF_RETURN_IF_ERROR(this->onto(ctx, "size", shape, a));
         return make_list<device>(ctx, TensorShape({shape.num_elements()}), [&](int32_t* pixels, int32_t* count) {
             a->pixels = pixels;
             a->pixel_count = count;
@@ -283,7 +308,7 @@ template <typename T, eqc::Place device>
 class Sites : public RowsKernel<T, device> {
   public:
     explicit Sites(OpKernelConstruction* ctx) : RowsKernel<T, device>(ctx), attributes_(ctx) {
-        OP_REQUIRES_OK(ctx, ctx->GetAttr("tabled", &tabled_));
+        if (ctx->HasAttr("tabled")) OP_REQUIRES_OK(ctx, ctx->GetAttr("tabled", &tabled_));
     }
 
   protected:
@@ -365,12 +390,13 @@ class Sites : public RowsKernel<T, device> {
     Attributes attributes_;
 };
 
-template <typename T, eqc::Place device>
+/* Into an output or, with `variable`, at the sites of a variable. */
+template <typename T, eqc::Place device, bool variable>
 class SiteForward : public Sites<T, device> {
   public:
     explicit SiteForward(OpKernelConstruction* ctx) : Sites<T, device>(ctx) {
         OP_REQUIRES_OK(ctx, ctx->GetAttr("biased", &biased_));
-        OP_REQUIRES_OK(ctx, ctx->GetAttr("based", &based_));
+        if (!variable) OP_REQUIRES_OK(ctx, ctx->GetAttr("based", &based_));
     }
 
     void Compute(OpKernelContext* ctx) override { OP_REQUIRES_OK(ctx, compute(ctx)); }
@@ -382,6 +408,14 @@ class SiteForward : public Sites<T, device> {
         TensorShape shape;
         TF_RETURN_IF_ERROR(this->fill(ctx, &a, &shape));
         if (biased_) TF_RETURN_IF_ERROR((this->template input<1>(ctx, "bias", {a.filters}, &a.bias)));
+        if constexpr (variable) {
+            return eqc::write_variable<T>(ctx, "variable", [&](const Tensor& base, Tensor* y) {
+                if (base.shape() != shape) return wrong_shape("variable", base, shape.DebugString());
+                a.y = memory_of(*y);
+                TF_RETURN_IF_ERROR(this->start(ctx, memory_of(base), a.y, a.out_rows, a.filters, a.threads));
+                return this->run(ctx, site_forward, a);
+            });
+        }
         const Tensor* base;
         TF_RETURN_IF_ERROR(ctx->input("base", &base));
         if (based_ && base->shape() != shape) return wrong_shape("base", *base, shape.DebugString());
@@ -589,6 +623,7 @@ class Residual : public RowsKernel<T, device> {
   public:
     explicit Residual(OpKernelConstruction* ctx) : RowsKernel<T, device>(ctx), attributes_(ctx) {
         OP_REQUIRES_OK(ctx, ctx->GetAttr("activated", &activated_));
+        OP_REQUIRES_OK(ctx, ctx->GetAttr("blank", &blank_));
     }
 
     void Compute(OpKernelContext* ctx) override { OP_REQUIRES_OK(ctx, compute(ctx)); }
@@ -606,7 +641,7 @@ class Residual : public RowsKernel<T, device> {
         if (x->dims() != 4) return wrong_shape("x", *x, "[N,H,W,C]");
         if (w1->dims() != 2 || w1->dim_size(0) != x->dim_size(3)) return wrong_shape("w1", *w1, "[C,M] with the C of x");
         if (site->dims() != 1) return wrong_shape("site", *site, "[P]");
-        if (base->shape() != x->shape()) return wrong_shape("base", *base, x->shape().DebugString());
+        if (!blank_ && base->shape() != x->shape()) return wrong_shape("base", *base, x->shape().DebugString());
         a.images = x->dim_size(0);
         a.height = x->dim_size(1);
         a.width = x->dim_size(2);
@@ -641,15 +676,19 @@ class Residual : public RowsKernel<T, device> {
         Tensor* y;
         TF_RETURN_IF_ERROR(ctx->allocate_output(0, x->shape(), &y));
         a.y = this->fresh(*y);
-        TF_RETURN_IF_ERROR(this->start(ctx, memory_of(*base), a.y, pixels, c, a.threads));
+        if (!blank_) TF_RETURN_IF_ERROR(this->start(ctx, memory_of(*base), a.y, pixels, c, a.threads));
         return this->run(ctx, residual_forward, a);
     }
 
     Attributes attributes_;
     bool activated_ = false;
+    /* Without a base: nothing but the listed pixels is written. */
+    bool blank_ = false;
 };
 
 // Shapes.
+
+absl::Status no_shapes(InferenceContext*) { return absl::OkStatus(); }
 
 DimensionHandle known(InferenceContext* c, const Tensor* numbers, int place) {
     if (numbers == nullptr || numbers->NumElements() <= place) return c->UnknownDim();
@@ -798,6 +837,17 @@ REGISTER_OP("EqconvBlockScatter")
     EQC_ATTRIBUTES
     .SetShapeFn(scatter_shape);
 
+REGISTER_OP("EqconvBlockScatterVar")
+    .Input("blocks: T")
+    .Input("index: int32")
+    .Input("count: int32")
+    .Input("variable: resource")
+    .Input("window: int32")
+    .Attr("T: {float, double}")
+    EQC_ATTRIBUTES
+    .SetIsStateful()
+    .SetShapeFn(no_shapes);
+
 REGISTER_OP("EqconvBlockPixels")
     .Input("index: int32")
     .Input("count: int32")
@@ -824,6 +874,21 @@ REGISTER_OP("EqconvSiteForward")
     .Attr("based: bool")
     EQC_ATTRIBUTES
     .SetShapeFn(site_forward_shape);
+
+/* The image form of EqconvSiteForward, written into a variable. */
+REGISTER_OP("EqconvSiteForwardVar")
+    .Input("x: T")
+    .Input("w: T")
+    .Input("bias: T")
+    .Input("site: int32")
+    .Input("count: int32")
+    .Input("geometry: int32")
+    .Input("variable: resource")
+    .Attr("T: {float, double}")
+    .Attr("biased: bool")
+    EQC_ATTRIBUTES
+    .SetIsStateful()
+    .SetShapeFn(no_shapes);
 
 REGISTER_OP("EqconvSiteBackward")
     .Input("dy: T")
@@ -881,6 +946,7 @@ REGISTER_OP("EqconvResidualForward")
     .Output("y: T")
     .Attr("T: {float, double}")
     .Attr("activated: bool")
+    .Attr("blank: bool = false")
     EQC_ATTRIBUTES
     .SetShapeFn(residual_shape);
 
@@ -904,7 +970,9 @@ EQC_REGISTER_MASKS(bool)
 #define EQC_REGISTER_REAL(T)                                                                                        \
     REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvBlockGather").TypeConstraint<T>("T"), BlockGather<T, eqc::CPU>);         \
     REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvBlockScatter").TypeConstraint<T>("T"), BlockScatter<T, eqc::CPU>);       \
-    REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvSiteForward").TypeConstraint<T>("T"), SiteForward<T, eqc::CPU>);         \
+    REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvBlockScatterVar").TypeConstraint<T>("T"), BlockScatterVar<T, eqc::CPU>); \
+    REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvSiteForward").TypeConstraint<T>("T"), SiteForward<T, eqc::CPU, false>);  \
+    REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvSiteForwardVar").TypeConstraint<T>("T"), SiteForward<T, eqc::CPU, true>); \
     REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvSiteBackward").TypeConstraint<T>("T"), SiteBackward<T, eqc::CPU>);       \
     REGISTER_KERNEL_BUILDER(EQC_CPU("EqconvResidualForward").TypeConstraint<T>("T"), Residual<T, eqc::CPU>);        \
     REGISTER_KERNEL_BUILDER(EQC_GPU("EqconvBlockGather").TypeConstraint<T>("T").HostMemory("window"),               \
@@ -913,7 +981,13 @@ EQC_REGISTER_MASKS(bool)
         EQC_GPU("EqconvBlockScatter").TypeConstraint<T>("T").HostMemory("size").HostMemory("window"),               \
         BlockScatter<T, eqc::CUDA>);                                                                                \
     REGISTER_KERNEL_BUILDER(EQC_GPU("EqconvSiteForward").TypeConstraint<T>("T").HostMemory("geometry"),             \
-                            SiteForward<T, eqc::CUDA>);                                                             \
+                            SiteForward<T, eqc::CUDA, false>);                                                      \
+    REGISTER_KERNEL_BUILDER(                                                                                        \
+        EQC_GPU("EqconvBlockScatterVar").TypeConstraint<T>("T").HostMemory("variable").HostMemory("window"),        \
+        BlockScatterVar<T, eqc::CUDA>);                                                                             \
+    REGISTER_KERNEL_BUILDER(                                                                                        \
+        EQC_GPU("EqconvSiteForwardVar").TypeConstraint<T>("T").HostMemory("variable").HostMemory("geometry"),       \
+        SiteForward<T, eqc::CUDA, true>);                                                                           \
     REGISTER_KERNEL_BUILDER(EQC_GPU("EqconvSiteBackward").TypeConstraint<T>("T").HostMemory("geometry"),            \
                             SiteBackward<T, eqc::CUDA>);                                                            \
     REGISTER_KERNEL_BUILDER(EQC_GPU("EqconvResidualForward").TypeConstraint<T>("T"), Residual<T, eqc::CUDA>);

@@ -4,9 +4,8 @@
  * blocks go in the order of the rows, and sizes are checked. Lists of int16 and their length are in host memory on every
  * device. An empty mask gives block (0, 0, 0), as there. Gradients are registered in Python.
  */
-#include "tensorflow/core/framework/resource_mgr.h"
-#include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow_block_sparse.h"
+#include "tensorflow_variable.h"
 
 namespace {
 
@@ -213,24 +212,11 @@ class SparseScatter : public SparseBlocks<T, device> {
             ctx->forward_ref_input_to_ref_output(base_number, 0);
             return absl::OkStatus();
         }
-        tensorflow::core::RefCountPtr<tensorflow::Var> variable;
-        TF_RETURN_IF_ERROR(tensorflow::LookupResource(ctx, tensorflow::HandleFromInput(ctx, base_number), &variable));
-        tensorflow::mutex_lock lock(*variable->mu());
-        Tensor* value = variable->tensor();
-        if (!value->IsInitialized()) return absl::FailedPreconditionError("the variable is not initialised");
-        if (value->dtype() != tensorflow::DataTypeToEnum<T>::value)
-            return absl::InvalidArgumentError("the variable has another dtype than the blocks");
-        if (value->RefCountIsOne()) {
-            TF_RETURN_IF_ERROR(scatter(ctx, *value, value));
-        } else {
-            // Somebody still holds the value as it was.
-            Tensor changed;
-            TF_RETURN_IF_ERROR(ctx->allocate_temp(value->dtype(), value->shape(), &changed));
-            TF_RETURN_IF_ERROR(scatter(ctx, *value, &changed));
-            *value = changed;
-        }
-        ctx->set_output(0, *value);
-        return absl::OkStatus();
+        return eqc::write_variable<T>(ctx, "ybase", [&](const Tensor& base, Tensor* y) {
+            TF_RETURN_IF_ERROR(scatter(ctx, base, y));
+            ctx->set_output(0, *y);
+            return absl::OkStatus();
+        });
     }
 
     absl::Status scatter(OpKernelContext* ctx, const Tensor& base, Tensor* y) const {

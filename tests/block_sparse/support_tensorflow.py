@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from eqconv_cli import kernels
 from eqconv_cli.backends.block_sparse import reference
@@ -44,6 +45,16 @@ def check(operation, inputs, version, mode="eager", dtype="float64", tolerance=T
         if name in inputs:
             made = run.download(found[name]) if name in found else np.zeros_like(wanted)
             close(made, wanted, tolerance, f"gradient of {name}")
+
+
+def own(array):
+    """A variable whose memory nobody else has: one that is made of an array may share the array's."""
+    return tf.Variable(tf.constant(array) + 0)
+
+
+def address(variable):
+    """Where the values of a variable are in memory; nothing is held afterwards."""
+    return np.asarray(memoryview(tf.convert_to_tensor(variable))).ctypes.data
 
 
 def close(found, wanted, tolerance, name=""):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from eqconv_cli.backends.block_sparse import tensorflow_convolution
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import block_params as params_of
 from eqconv_cli.tensorflow import (
     BlockIndex,
@@ -19,7 +22,7 @@ from eqconv_cli.tensorflow import (
     sparse_conv2d_matmul,
     upsample_indices,
 )
-from tests.block_sparse.support_tensorflow import FUSED, MODES, arrays, check, close
+from tests.block_sparse.support_tensorflow import FUSED, MODES, address, arrays, built, check, close, own
 
 pytestmark = pytest.mark.tensorflow
 RNG = np.random.default_rng(0)
@@ -172,6 +175,71 @@ def test_out_is_written_at_the_listed_pixels_alone(version):
     assert masked_conv2d(X, inputs["w"], listed, out=out, version=version) is out
     wanted = masked_conv2d(X, inputs["w"], listed, base=inputs["base"], version="dense")
     close(out.numpy(), wanted.numpy(), 1e-12)
+
+
+@BLOCKS
+@MODES
+def test_out_is_changed_in_the_tiles_alone(mode, version):
+    inputs, rows, _ = layer((3, 3), (1, 1), "SAME", (5, 4), "relu")
+    params, out = block_params(X.shape, (5, 4), (3, 3)), tf.Variable(inputs["base"])
+    index, rest = BlockIndex(tf.constant(rows), tf.constant([len(rows)])), {"bias": inputs["bias"]}
+
+    def change(x):
+        assert sparse_conv2d(x, inputs["w"], index, params, out=out, activation="relu", version=version, **rest) is out
+
+    (change if mode == "eager" else tf.function(change, autograph=False))(tf.constant(X))
+    wanted = sparse_conv2d(
+        X, inputs["w"], index, params, base=inputs["base"], activation="relu", version="blocks", **rest
+    )
+    close(out.numpy(), wanted.numpy(), 1e-12)
+
+
+@built
+@MODES
+def test_the_kernel_writes_into_the_memory_of_out(mode):
+    w = RNG.normal(size=(3, 3, 3, 3))
+    pixels = pixel_index(RNG.random((2, 7, 11)) < 0.3, tol=0.5)
+
+    def change(x):
+        masked_conv2d(x, w, pixels, out=out, version="fused")
+
+    run, out = change if mode == "eager" else tf.function(change, autograph=False), own(X)
+    before, wanted = address(out), masked_conv2d(X, w, pixels, base="input", version="dense").numpy()
+    run(tf.constant(X))
+    assert address(out) == before
+    close(out.numpy(), wanted, 1e-12)
+    # Its own value as the image: neighbours are read as they were.
+    old = tf.convert_to_tensor(out)
+    run(old)
+    close(old.numpy(), wanted, 1e-12)
+    close(out.numpy(), masked_conv2d(wanted, w, pixels, base="input", version="dense").numpy(), 1e-10)
+
+
+@pytest.mark.parametrize("version", ["blocks", "upsample", "matmul", "rulebook", "dense", FUSED])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_pixel_and_no_block_of_another_number_of_filters(dtype, version):
+    x, w, bias = X.astype(dtype), np.ones((3, 3, 3, 5), dtype), np.ones(5, dtype)
+    none = pixel_index(np.zeros((2, 7, 11), bool), tol=0.5)
+    assert not masked_conv2d(x, w, none, bias=bias, version=version).numpy().any()
+    if version in ("blocks", "fused"):
+        index = BlockIndex(tf.zeros([0, 3], tf.int32), tf.zeros([1], tf.int32))
+        y = sparse_conv2d(x, w, index, block_params(X.shape, (5, 4), (3, 3)), bias=bias, version=version)
+        assert y.shape == (2, 7, 11, 5)
+
+
+@pytest.mark.parametrize(("step", "wanted"), [(70, "matmul"), (1, "dense")])
+def test_auto_without_kernels_takes_what_the_cost_model_chooses(step, wanted, monkeypatch):
+    taken, routes = [], tensorflow_convolution._ROUTES
+    monkeypatch.setattr(tensorflow_convolution, "how_of", lambda version, like, compositions: "matmul")
+    for name, route in routes.items():
+        noted = partial(lambda name, route, *given: taken.append(name) or route(*given), name, route)
+        monkeypatch.setitem(routes, name, noted)
+    pixels = pixel_index(np.arange(2 * 7 * 11).reshape(2, 7, 11) % step == 0, tol=0.5)
+    w = RNG.normal(size=(3, 3, 3, 4))
+    y = masked_conv2d(X, w, pixels)
+    assert taken == ([] if wanted == "dense" else [wanted])
+    monkeypatch.undo()
+    close(y.numpy(), masked_conv2d(X, w, pixels, version="dense").numpy(), 1e-12)
 
 
 W = np.ones((3, 3, 3, 4))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,7 +21,7 @@ from eqconv_cli.tensorflow import (
     sparse_scatter,
     sparse_scatter_var,
 )
-from tests.block_sparse.support_tensorflow import FUSED, MODES, arrays, check
+from tests.block_sparse.support_tensorflow import FUSED, MODES, address, arrays, built, check, own
 
 pytestmark = pytest.mark.tensorflow
 VERSIONS = pytest.mark.parametrize("version", ["indexed", FUSED])
@@ -29,6 +32,7 @@ X = RNG.normal(size=(2, 7, 11, 3))
 INDEX = np.array([[1, 0, 0], [0, 1, 2], [0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 9, 3]], np.int32)
 WINDOWS = [((3, 3), (3, 3), (0, 0)), ((2, 3), (1, 2), (-1, -2)), ((3, 2), (4, 5), (1, 0)), ((1, 1), (1, 1), (-6, -2))]
 GEOMETRY = pytest.mark.parametrize(("bsize", "bstride", "boffset"), WINDOWS, ids=str)
+HALF = tf.Variable(X, dtype=tf.float16)
 
 
 def index_of(rows, count=None):
@@ -157,13 +161,52 @@ def test_block_pixels(version):
     assert int(found.count[0]) == len(found.pixels)
 
 
-def test_scatter_into_a_variable_and_nchw():
-    geometry = {"bsize": (3, 3), "bstride": (3, 3)}
-    var, index = tf.Variable(X), index_of([[0, 1, 1]])
-    assert sparse_scatter_var(tf.zeros([1, 3, 3, 3], tf.float64), index, var, add=False, **geometry) is var
-    assert not var.numpy()[0, 3:6, 3:6].any()
+def test_nchw():
+    geometry, index = {"bsize": (3, 3), "bstride": (3, 3)}, index_of([[0, 1, 1]])
     first = sparse_gather(X.transpose(0, 3, 1, 2), index, layout="NCHW", **geometry)
     np.testing.assert_array_equal(first, sparse_gather(X, index, **geometry))
+
+
+@VERSIONS
+@MODES
+@pytest.mark.parametrize("keras_variable", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_scatter_into_a_variable(transpose, add, keras_variable, mode, version):
+    at = {"bsize": (2, 3), "bstride": (1, 2), "boffset": (-1, -2)}
+    flags = {"add": add, "atomic": True, "transpose": transpose}
+    var = keras.Variable(X, dtype="float64") if keras_variable else tf.Variable(X)
+    stack = RNG.normal(size=(len(INDEX), *((3, 2, 3) if transpose else (2, 3, 3))))
+
+    def change(stack):
+        assert sparse_scatter_var(stack, index_of(INDEX), var, **at, **flags, version=version) is var
+        return tf.convert_to_tensor(var)
+
+    made = (change if mode == "eager" else tf.function(change, autograph=False))(tf.constant(stack))
+    wanted = reference.scatter(arrays(blocks=stack, index=INDEX, ybase=X, **at, **flags))["y"]
+    np.testing.assert_allclose(var.numpy(), wanted, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(made, var.numpy())
+
+
+@built
+@MODES
+def test_the_kernel_writes_into_the_memory_of_the_variable(mode):
+    def change(var, value):
+        blocks = tf.fill([1, 3, 3, 3], tf.cast(value, tf.float64))
+        sparse_scatter_var(blocks, index_of([[0, 1, 1]]), var, bsize=(3, 3), bstride=(3, 3), add=False, version="fused")
+
+    var = own(X)
+    run = partial(change if mode == "eager" else tf.function(change, autograph=False), var)
+    before = address(var)
+    run(1)
+    assert address(var) == before
+    old = tf.convert_to_tensor(var)
+    run(2)
+    assert address(var) != before
+    wanted = X.copy()
+    for tensor, value in ((old, 1), (var, 2)):
+        wanted[0, 3:6, 3:6] = value
+        np.testing.assert_array_equal(tensor.numpy(), wanted)
 
 
 def test_resize_mask():
@@ -184,6 +227,9 @@ def test_resize_mask():
         (IndexError, "bin_counts is 3", lambda g: sparse_gather(X, index_of([[0, 0, 0]], count=3), **g)),
         (ValueError, "blocks has shape", lambda g: sparse_scatter(X, index_of(INDEX), X, add=False, **g)),
         (ValueError, "atomic", lambda g: sparse_scatter(X, index_of(INDEX), X, add=True, bsize=(2, 2), bstride=(1, 2))),
+        (TypeError, "Variable", lambda g: sparse_scatter_var(X, index_of(INDEX), X, add=False, **g)),
+        (TypeError, "float16", lambda g: sparse_scatter_var(X, index_of(INDEX), HALF, add=False, **g)),
+        (ValueError, "blocks has", lambda g: sparse_scatter_var(X, index_of(INDEX), tf.Variable(X), add=False, **g)),
         (ValueError, "3 channels", lambda g: reduce_mask(X, (1, 1), tol=0.0, **g)),
         (TypeError, "int64", lambda g: reduce_mask(INDEX[None].astype(np.int64), (1, 1), tol=0.0, **g)),
         (ValueError, "nan", lambda g: reduce_mask(MASK, (1, 1), tol=float("nan"), **g)),

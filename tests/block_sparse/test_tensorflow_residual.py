@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from eqconv_cli.backends.block_sparse import reference
 from eqconv_cli.backends.block_sparse.tensorflow_residual import KSIZES
+from eqconv_cli.backends.block_sparse.tensorflow_runs import prepare
 from eqconv_cli.tensorflow import (
     BatchNorm,
     BlockIndex,
     ResidualWeights,
     block_params_chain,
+    block_pixels,
+    masked_residual_unit,
     residual_unit,
     sparse_residual_unit,
 )
-from tests.block_sparse.support_tensorflow import FUSED, MODES, arrays, check, close
+from tests.block_sparse.support_tensorflow import FUSED, MODES, address, arrays, built, check, close, own
 
 pytestmark = pytest.mark.tensorflow
 RNG = np.random.default_rng(0)
@@ -92,6 +96,60 @@ def test_all_blocks_give_the_dense_unit_and_in_place_writes_it(version):
     original = sparse_residual_unit(X, index, params, given, border="original", version=version).numpy()
     close(original[:, 1:-1, 1:-1], dense[:, 1:-1, 1:-1], 1e-12)
     assert np.abs(original - dense).max() > 1e-3
+
+
+@built
+@MODES
+def test_the_kernel_writes_into_the_memory_of_the_variable(mode):
+    params, given = block_params_chain(X.shape, (6, 5), KSIZES), weights(unit())
+    index = BlockIndex(tf.constant([[1, 0, 0], [0, 1, 1]]), tf.constant([2]))
+    pixels = block_pixels(index, params, 2)
+    wanted = sparse_residual_unit(X, index, params, given, version="blocks").numpy()
+    variable = own(X)
+    runs = (
+        lambda: sparse_residual_unit(variable, index, params, given, in_place=True, version="fused"),
+        lambda: masked_residual_unit(variable, pixels, given, out=variable, version="fused"),
+        lambda: masked_residual_unit(tf.constant(X), pixels, given, out=variable, version="fused"),
+    )
+    for change in runs:
+        variable.assign(tf.constant(X) + 0)
+        before = address(variable)
+
+        def run(change=change):
+            assert change() is variable
+
+        (run if mode == "eager" else tf.function(run, autograph=False))()
+        assert address(variable) == before
+        close(variable.numpy(), wanted, 1e-12)
+    old = tf.convert_to_tensor(variable)
+    runs[0]()
+    close(old.numpy(), wanted, 1e-12)
+    assert np.abs(variable.numpy() - wanted).max() > 1e-3
+
+
+@BORDERS
+def test_no_block(border):
+    index = BlockIndex(tf.zeros([0, 3], tf.int32), tf.zeros([1], tf.int32))
+    params, x = block_params_chain(X.shape, (6, 5), KSIZES), X.astype(np.float32)
+    given = weights({name: array.astype(np.float32) for name, array in unit().items()})
+    np.testing.assert_array_equal(sparse_residual_unit(x, index, params, given, border=border, version="blocks"), x)
+
+
+@pytest.mark.parametrize("version", ["dense", "pixels", FUSED])
+@MODES
+@pytest.mark.parametrize("reduced", [True, False])
+def test_pixels_of_a_run_are_listed_or_found_of_its_mask(reduced, mode, version):
+    mask = RNG.random(X.shape[:3]) < 0.3
+    inputs = {"x": X, **arrays(pixels=np.flatnonzero(mask).astype(np.int32), border="dense"), **unit()}
+    found = arrays(mask=mask.astype(np.float64), tol=0.5, include_reduce=True, pixels=np.zeros(0, np.int32))
+    given = {**inputs, **found} if reduced else inputs
+    run = prepare(given, "float64", "cpu", operation="masked_residual", version=version, mode=mode)
+    close(run.run()["y"].numpy(), reference.masked_residual(inputs)["y"], 1e-9)
+
+
+@MODES
+def test_the_dense_unit_at_the_tiles(mode):
+    check("residual", problem("dense", "inference", repeat=True), "dense", mode)
 
 
 def test_errors():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from eqconv_cli.backends.block_sparse import reference
+from eqconv_cli.backends.block_sparse import reference, tensorflow_site_patterns
 from eqconv_cli.tensorflow import (
     Sites,
     sites_from_mask,
@@ -16,7 +16,7 @@ from eqconv_cli.tensorflow import (
     subm_conv,
     to_dense,
 )
-from tests.block_sparse.support_tensorflow import FUSED, arrays, check, close
+from tests.block_sparse.support_tensorflow import FUSED, arrays, built, check, close
 
 pytestmark = pytest.mark.tensorflow
 RNG = np.random.default_rng(0)
@@ -75,6 +75,90 @@ def test_features_unknown_while_tracing(version):
     made = subm_conv(sites, w, version="dense")
     wanted = sparse_inverse_conv(sparse_conv(made, w, stride=2, version="dense"), w, made, version="dense")
     close(traced(given["feats"]).numpy(), wanted.feats.numpy(), 1e-10)
+
+
+def traced_sites(given, version, duplicates="error"):
+    """Three convolutions of sites that are symbolic, and the gradients."""
+
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None, 4], tf.float64)],
+    )
+    def traced(coords, feats):
+        with tf.GradientTape() as tape:
+            tape.watch([feats, w])
+            sites = Sites.make(coords, feats, given["shape"].tolist(), duplicates=duplicates)
+            made = subm_conv(sites, w, dilation=2, version=version)
+            smaller = sparse_conv(made, w, stride=2, padding=1, version=version)
+            back = sparse_inverse_conv(smaller, w, made, version=version)
+            loss = tf.reduce_sum(tf.sin(back.feats)) + tf.reduce_sum(to_dense(back))
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [feats, w])]
+        return sites.coords, smaller.coords, back.coords, back.feats, *gradients
+
+    w = tf.constant(np.random.default_rng(3).normal(size=(*[3] * len(given["shape"]), 4, 4)))
+    return traced
+
+
+@built
+@VERSIONS
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_coordinates_unknown_while_tracing(shape, version):
+    given = some_sites(shape)
+    traced, empty = traced_sites(given, version), np.zeros((0, 1 + len(shape)), np.int64)
+    known = traced_sites(given, "dense").python_function
+    for coords, feats in ((given["coords"], given["feats"]), (empty, np.zeros((0, 4)))):
+        found, wanted = (run(tf.constant(coords, tf.int64), tf.constant(feats)) for run in (traced, known))
+        for mine, its in zip(found, wanted, strict=True):
+            close(mine.numpy(), its.numpy(), 1e-9)
+
+
+@built
+@pytest.mark.parametrize("duplicates", ["first", "last", "sum", "mean"])
+def test_sites_that_are_repeated_while_tracing(duplicates):
+    given, chosen = some_sites((6, 7)), RNG.integers(0, 12, 30)
+    coords, feats = tf.constant(given["coords"][chosen], tf.int64), tf.constant(given["feats"][chosen])
+    run = traced_sites(given, "fused", duplicates)
+    for mine, its in zip(run(coords, feats), run.python_function(coords, feats), strict=True):
+        close(mine.numpy(), its.numpy(), 1e-9)
+
+
+@built
+@pytest.mark.parametrize(
+    ("coords", "words"),
+    [([[0, 1, 1], [0, 1, 1]], "more than once"), ([[0, 6, 1]] * 2, "outside"), ([[0, -1, 1]] * 2, "below 0")],
+)
+def test_symbolic_coordinates_that_are_not_allowed(coords, words):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        traced_sites(some_sites((6, 7)), "fused")(coords, np.ones((2, 4)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one row for each"):
+        traced_sites(some_sites((6, 7)), "fused")([[0, 1, 1]], np.ones((2, 4)))
+
+
+@built
+def test_a_mask_unknown_while_tracing():
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, 4, 5, 3], tf.float64), tf.TensorSpec([None] * 3, tf.bool)],
+    )
+    def traced(x, mask):
+        return to_dense(sites_from_mask(x, mask))
+
+    x, mask = RNG.normal(size=(2, 4, 5, 3)), RNG.random((2, 4, 5)) < 0.4
+    np.testing.assert_array_equal(traced(x, mask), x * mask[..., None])
+
+
+def test_symbolic_coordinates_need_the_kernels(monkeypatch):
+    monkeypatch.setattr(tensorflow_site_patterns, "missing_operators", lambda settings, device: ["not built"])
+    with pytest.raises(ValueError, match=r"coords is symbolic.*not built"):
+        traced_sites(some_sites((6, 7)), "table").get_concrete_function()
+
+
+@VERSIONS
+def test_no_site_is_reached(version):
+    sites, w = Sites.make([[0, 1], [0, 3]], np.ones((2, 2)), (4,)), np.ones((1, 2, 2))
+    smaller = sparse_conv(sites, w, stride=2, version=version)
+    assert smaller.feats.shape == (0, 2)
+    assert not sparse_inverse_conv(smaller, w, sites, version=version).feats.numpy().any()
 
 
 def test_images_points_and_duplicates():

@@ -156,7 +156,7 @@ class SitePattern:
         k = kernel(self.axes, size, stride, padding, dilation)
         return self._rulebook("strided", k, lambda: strided_outputs(self, k))
 
-    def made(self, out: SitePattern) -> Rulebook | None:
+    def made(self, out: object) -> Rulebook | None:
         """The strided rulebook that made ``out`` of these sites, or None."""
         return next((r for (kind, _), r in self._rulebooks.items() if kind == "strided" and r.out is out), None)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from eqconv_cli.backends.block_sparse import arguments, tensorflow_fused
+from eqconv_cli.backends.block_sparse import arguments, cost_model, tensorflow_fused
 from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params_chain, kernel_pair, pair, strides_pair
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
@@ -20,14 +20,13 @@ from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
     Listed,
     block_params,
     counting,
-    extent,
     frame,
     image,
-    is_symbolic,
     pixel_rows,
     plain_mask,
     real,
     static,
+    variable,
 )
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import of_pixels, replaced, rows_of, split, take_or_zero
 from eqconv_cli.backends.block_sparse.tensorflow_ops import (
@@ -36,10 +35,11 @@ from eqconv_cli.backends.block_sparse.tensorflow_ops import (
     reduce_mask,
     sparse_gather,
     sparse_scatter,
+    sparse_scatter_var,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import extent, is_symbolic
 
-#: Output pixels along each axis of the blocks of ``masked_conv2d(version="blocks")``.
-_TILE = 8
+_TILE = cost_model.TILE
 
 
 def sparse_conv2d(
@@ -66,7 +66,8 @@ def sparse_conv2d(
         strides: two numbers or TensorFlow's four, as given to ``block_params``.
         bias: [K] or None.
         activation: None or "relu".
-        out: a variable [N, Hout, Wout, K] that is written in the tiles alone and returned, instead of a base.
+        out: a variable [N, Hout, Wout, K] that is changed in the tiles alone and returned, instead of a base; the
+            compiled kernel writes into its memory. It has no gradient.
         version: "blocks" gathers, convolves and scatters; "fused" is the compiled kernel at the tiles' pixels; "auto".
 
     Returns:
@@ -88,11 +89,13 @@ def sparse_conv2d(
     stack = sparse_gather(
         image_x, index, bsize=params.bsize, bstride=params.bstrides, boffset=params.boffset, version="indexed"
     )
-    made = add_bias(tf.nn.conv2d(stack, kernel, list(step), "VALID"))
-    start = _start(image_x, kernel, (extent(image_x, 0), *params.out_size), step, base, out)
-    tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "version": "indexed"}
-    y = sparse_scatter(made, index, start, **tile, add=False)
-    return y if out is None else _assigned(out, y)
+    made = add_bias(convolved(stack, kernel, step))
+    grid = (extent(image_x, 0), *params.out_size)
+    tile: dict[str, Any] = {"bsize": params.bsize_out, "bstride": params.bsize_out, "version": "indexed", "add": False}
+    if out is not None:
+        check_out(out, base, (*grid, extent(kernel, 3)), image_x)
+        return sparse_scatter_var(made, index, out, **tile)
+    return sparse_scatter(made, index, _start(image_x, kernel, grid, step, base), **tile)
 
 
 def sparse_conv2d_matmul(
@@ -127,7 +130,7 @@ def sparse_conv2d_matmul(
     stack = sparse_gather(image_x, index, **windows, version="indexed")
     matrix = tf.reshape(kernel, [-1, extent(kernel, 3)])
     rows = add_bias(tf.reshape(stack, [-1, extent(matrix, 0)]) @ matrix)
-    start = _start(image_x, kernel, at.grid, step, base, None)
+    start = _start(image_x, kernel, at.grid, step, base)
     one: dict[str, Any] = {"bsize": (1, 1), "bstride": (1, 1)}
     return sparse_scatter(rows[:, None, None, :], index, start, **one, add=False, version="indexed")
 
@@ -228,7 +231,8 @@ def masked_conv2d(
         version: "dense" convolves everywhere; "matmul" multiplies the listed windows, as rows of a matrix, by the
             kernel; "blocks" convolves the blocks that hold a listed pixel, "upsample" does so by lists of their pixels;
             "rulebook" gathers, multiplies and adds up tap by tap; "fused" is the compiled kernel; "auto" takes that
-            where it is built, else "matmul".
+            where it is built, else what :func:`cost_model.choose` finds cheapest, or "matmul" where the pixels are
+            known only when a traced function runs.
 
     Returns:
         [N, Hout, Wout, K], or ``out``.
@@ -245,6 +249,8 @@ def masked_conv2d(
     if isinstance(how, Fused):
         return _fused(image_x, kernel, bias, listed, at, base, out, activation == "relu", how)
     positions = counting(listed)
+    if version == "auto" and not is_symbolic(positions, *at.grid):
+        how = cost_model.choose(_sizes(kernel, positions, at), "tensorflow", fused=False).version
     if how == "dense":
         rows = add_bias(tf.gather(rows_of(tf.nn.conv2d(image_x, kernel, list(step), padding)), positions))
     else:
@@ -253,7 +259,7 @@ def masked_conv2d(
         check_out(out, base, (*at.grid, extent(kernel, 3)), image_x)
         out.scatter_nd_update(tf.stack(split(positions, at.grid[1:]), axis=1), rows)
         return out
-    return replaced(_start(image_x, kernel, at.grid, step, base, None), positions, rows)
+    return replaced(_start(image_x, kernel, at.grid, step, base), positions, rows)
 
 
 def check_out(out: Any, base: Any, shape: Sequence[Any], like: tf.Tensor) -> None:
@@ -292,15 +298,10 @@ def _operands(
     return image_x, kernel, strides_pair("strides", strides), add_bias
 
 
-def _start(
-    x: tf.Tensor, kernel: tf.Tensor, grid: Sequence[Any], strides: Sequence[int], base: Any, out: Any
-) -> tf.Tensor:
+def _start(x: tf.Tensor, kernel: tf.Tensor, grid: Sequence[Any], strides: Sequence[int], base: Any) -> tf.Tensor:
     """The output before the convolution is written into it; raises TypeError or ValueError."""
     shape = (*grid, extent(kernel, 3))
     known = [None if is_symbolic(length) else length for length in shape]
-    if out is not None:
-        check_out(out, base, shape, x)
-        return tf.convert_to_tensor(out)
     if isinstance(base, str):
         arguments.check_choice("base", base, ("zeros", "input"))
         if base == "zeros":
@@ -330,17 +331,24 @@ def _fused(
     relu: bool,
     settings: Fused,
 ) -> Any:
-    start = None
-    if out is not None or not (isinstance(base, str) and base == "zeros"):
-        start = _start(x, kernel, at.grid, at.strides, base, out)
     tensor = None if bias is None else tf.convert_to_tensor(bias)
-    y = tensorflow_fused.image_convolution(x, kernel, tensor, start, pixels, at, relu, settings)
-    return y if out is None else _assigned(out, y)
+    if out is not None:
+        check_out(out, base, (*at.grid, extent(kernel, 3)), x)
+        tensorflow_fused.image_convolution_var(x, kernel, tensor, variable("out", out), pixels, at, relu, settings)
+        return out
+    zeros = isinstance(base, str) and base == "zeros"
+    start = None if zeros else _start(x, kernel, at.grid, at.strides, base)
+    return tensorflow_fused.image_convolution(x, kernel, tensor, start, pixels, at, relu, settings)
 
 
-def _assigned(out: Any, y: tf.Tensor) -> Any:
-    out.assign(y)
-    return out
+def convolved(stack: tf.Tensor, kernel: tf.Tensor, step: Sequence[int]) -> tf.Tensor:
+    """The convolution of a stack of windows without padding, also of an empty one.
+
+    To the convolution of nothing TensorFlow's oneDNN kernels give the shape of the input.
+    """
+    made = tf.nn.conv2d(stack, kernel, list(step), "VALID")
+    size = [(extent(stack, 1 + axis) - extent(kernel, axis)) // step[axis] + 1 for axis in (0, 1)]
+    return tf.reshape(made, [extent(stack, 0), *size, extent(kernel, 3)])
 
 
 def _negative(params: BlockParams) -> tuple[Any, Any]:
@@ -405,13 +413,26 @@ def _in_tiles(
     some = block_params_chain(block, block, [k], step, "VALID")
     count = tuple(-(-n // _TILE) for n in at.grid[1:])
     params = some._replace(boffset=(-at.front[0], -at.front[1]), bcount=count, out_size=at.grid[1:])
-    number, row, column = split(positions, at.grid[1:])
-    rows, columns = (tf.cast(n, tf.int64) for n in count)
-    place = (number * rows + row // _TILE) * columns + column // _TILE
-    named, entry = tf.unique(place, tf.int64)
+    _, row, column = split(positions, at.grid[1:])
+    named, entry = tf.unique(_tiles_of(positions, at), tf.int64)
     index = tf.cast(tf.stack(split(named, count), axis=1), tf.int32)
-    made = tf.nn.conv2d(gathered(index, params), kernel, list(step), "VALID")
+    made = convolved(gathered(index, params), kernel, step)
     return tf.gather(rows_of(made), (entry * _TILE + row % _TILE) * _TILE + column % _TILE)
+
+
+def _tiles_of(positions: tf.Tensor, at: Frame) -> tf.Tensor:
+    """The number, in raster order, of the tile of each position."""
+    rows, columns = (tf.cast(-(-n // _TILE), tf.int64) for n in at.grid[1:])
+    number, row, column = split(positions, at.grid[1:])
+    return (number * rows + row // _TILE) * columns + column // _TILE
+
+
+def _sizes(kernel: tf.Tensor, positions: tf.Tensor, at: Frame) -> cost_model.Sizes:
+    """What there is to compute, for the cost model."""
+    tile_pixels = tf.unique(_tiles_of(positions, at)).y.shape[0] * _TILE**2
+    outputs = at.grid[0] * at.grid[1] * at.grid[2]
+    kh, kw, channels, filters = (n or 1 for n in kernel.shape)
+    return cost_model.Sizes(positions.shape[0], min(tile_pixels, outputs), outputs, kh * kw, channels, filters)
 
 
 _ROUTES: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor, Frame], tf.Tensor]] = {

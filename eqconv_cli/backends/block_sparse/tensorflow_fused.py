@@ -11,35 +11,26 @@ import tensorflow as tf
 from eqconv_cli.backends.block_sparse import tensorflow_residual_backward
 from eqconv_cli.backends.block_sparse.arguments import Window
 from eqconv_cli.backends.block_sparse.options import Flag, Fused
-from eqconv_cli.backends.block_sparse.tensorflow_inputs import Extent, Frame, Listed, on_host
+from eqconv_cli.backends.block_sparse.tensorflow_inputs import Frame, Listed, on_host
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import replaced
-from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
+from eqconv_cli.frameworks.tensorflow_tensors import Extent
+from eqconv_cli.kernels.doors import open_core, operators_path
+from eqconv_cli.kernels.tensorflow_doors import place_of
 
 SECOND_ORDER = "version='fused' has first derivatives only: take another version for derivatives of gradients"
 
+_WITHOUT_GRADIENT = (
+    "MaskBlocks",
+    "MaskPixels",
+    "BlockPixels",
+    "BlockScatterVar",
+    "SiteForwardVar",
+    "SiteOutputs",
+    "SiteTable",
+)
+
 #: Bits of ``wanted`` of site_backward.
 _DX, _DW, _DB = 1, 2, 4
-
-
-def place_of(settings: Fused, device: str) -> str:
-    """Where tensors on a device are computed: "cpu", "cuda" or "emulated"; unknown while tracing is the default."""
-    if settings.core is not None:
-        return settings.core
-    kind = tf.DeviceSpec.from_string(device).device_type if device else None
-    if kind is None:
-        return "cuda" if tf.config.list_logical_devices("GPU") else "cpu"
-    return "cuda" if kind == "GPU" else str(kind).lower()
-
-
-def missing(settings: Fused, device: str) -> list[str]:
-    """Why the compiled kernels cannot compute on such a device; empty when they can."""
-    place = place_of(settings, device)
-    if place not in ("cpu", "cuda", "emulated"):
-        return [f"data is on a device of type {place}: the compiled kernels compute on cpu and cuda"]
-    reasons = list(missing_kernels("tensorflow", place))
-    if not reasons and not tf.executing_eagerly() and tf.__internal__.get_enclosing_xla_context() is not None:
-        return ["XLA (jit_compile=True) compiles TensorFlow's own operations only"]
-    return reasons
 
 
 @cache
@@ -67,8 +58,8 @@ def _library() -> tuple[Any, str]:
         ("EqconvResidualForward", tensorflow_residual_backward.gradient),
     ):
         tf.RegisterGradient(name)(gradient)
-    for name in ("EqconvMaskBlocks", "EqconvMaskPixels", "EqconvBlockPixels", "EqconvSiteOutputs", "EqconvSiteTable"):
-        tf.no_gradient(name)
+    for name in _WITHOUT_GRADIENT:
+        tf.no_gradient(f"Eqconv{name}")
     return module, path
 
 
@@ -131,6 +122,15 @@ def block_scatter(
     return _call("block_scatter", settings, base, stack, *blocks[:2], base, size, _of_window(at), flags=flags)
 
 
+def block_scatter_var(
+    stack: tf.Tensor, blocks: Listed, variable: Any, at: Window, transpose: bool, add: bool, settings: Fused
+) -> None:
+    """The blocks put into a variable, or added there."""
+    flags = Flag.TRANSPOSE * transpose + Flag.ADD * add
+    handle = variable.handle
+    _call("block_scatter_var", settings, variable, stack, *blocks[:2], handle, _of_window(at), flags=flags)
+
+
 def _size_of(image: tf.Tensor) -> tf.Tensor:
     if image.shape.is_fully_defined():
         return on_host(image.shape.as_list())
@@ -187,8 +187,27 @@ def image_convolution(
     settings: Fused,
 ) -> tf.Tensor:
     """The convolution of x [N, H, W, C] with w [kh, kw, C, K] at the listed output pixels; elsewhere base, or 0."""
-    numbers = on_host([*at.grid[1:], *at.strides, *at.front, 1, 1])
-    return _sites(x, w, bias, base, pixels.entries, pixels.count, None, numbers, relu, settings)
+    return _sites(x, w, bias, base, pixels.entries, pixels.count, None, _of_frame(at), relu, settings)
+
+
+def image_convolution_var(
+    x: tf.Tensor,
+    w: tf.Tensor,
+    bias: tf.Tensor | None,
+    variable: Any,
+    pixels: Listed,
+    at: Frame,
+    relu: bool,
+    settings: Fused,
+) -> None:
+    """The convolution written into a variable [N, Hout, Wout, K] at the listed output pixels."""
+    given = tf.zeros([0], x.dtype) if bias is None else bias
+    inputs = (x, w, given, *pixels[:2], _of_frame(at), variable.handle)
+    _call("site_forward_var", settings, variable, *inputs, biased=bias is not None, flags=Flag.RELU * relu)
+
+
+def _of_frame(at: Frame) -> tf.Tensor:
+    return on_host([*at.grid[1:], *at.strides, *at.front, 1, 1])
 
 
 def table_convolution(
@@ -308,11 +327,17 @@ def site_table(
 
 
 def residual(
-    x: tf.Tensor, base: tf.Tensor, pixels: Listed, unit: Sequence[tf.Tensor | None], original: bool, settings: Fused
+    x: tf.Tensor,
+    base: tf.Tensor | None,
+    pixels: Listed,
+    unit: Sequence[tf.Tensor | None],
+    original: bool,
+    settings: Fused,
 ) -> tf.Tensor:
     """The bottleneck at the listed pixels, elsewhere base; its gradient computes again what it needs.
 
-    ``unit``: scale1, shift1 (both None without the first activation), w1, scale2, shift2, w2, scale3, shift3, w3.
+    Without a base the other pixels have no defined value. ``unit``: scale1, shift1 (both None without the first
+    activation), w1, scale2, shift2, w2, scale3, shift3, w3.
     """
     nothing = tf.zeros([0], x.dtype)
     given = [nothing if tensor is None else tensor for tensor in unit]
@@ -321,9 +346,10 @@ def residual(
         settings,
         x,
         x,
-        base,
+        nothing if base is None else base,
         *pixels[:2],
         *given,
         activated=unit[0] is not None,
+        blank=base is None,
         flags=Flag.ORIGINAL * original,
     )

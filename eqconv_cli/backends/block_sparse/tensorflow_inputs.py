@@ -15,9 +15,7 @@ import tensorflow as tf
 from eqconv_cli.backends.block_sparse import arguments, geometry
 from eqconv_cli.backends.block_sparse.arguments import Window
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
-
-#: An extent that is known, or a scalar tensor of what it will be.
-Extent = Any
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
 
 
 class Listed(NamedTuple):
@@ -31,22 +29,11 @@ class Listed(NamedTuple):
     whole: bool
 
 
-def extent(tensor: tf.Tensor, axis: int) -> Extent:
-    """The length of an axis: a number where it is known."""
-    known = tensor.shape[axis]
-    return tf.shape(tensor)[axis] if known is None else known
-
-
 def static(name: str, tensor: tf.Tensor) -> tuple[int | None, ...]:
     """The shape as far as it is known; raises ValueError for an unknown rank."""
     if tensor.shape.rank is None:
         raise ValueError(f"{name} has unknown rank: the number of its dimensions must be known")
     return tuple(tensor.shape.as_list())
-
-
-def is_symbolic(*values: Any) -> bool:
-    """Whether any of the values is known only when a traced function runs."""
-    return any(tf.is_symbolic_tensor(value) for value in values)
 
 
 def real(name: str, array: Any, like: tf.Tensor | None = None, like_name: str = "x") -> tf.Tensor:
@@ -64,6 +51,16 @@ def image(name: str, x: Any, layout: str = "NHWC") -> tf.Tensor:
     tensor = real(name, x)
     arguments.check_image(name, static(name, tensor))
     return tf.transpose(tensor, [0, 2, 3, 1]) if layout == "NCHW" else tensor
+
+
+def variable(name: str, given: Any) -> Any:
+    """The ``tf.Variable`` [N, H, W, C] to write into, also behind a Keras variable; raises TypeError or ValueError."""
+    if not hasattr(given, "assign"):
+        raise TypeError(f"{name} is a {type(given).__name__}: a tf.Variable is needed, it is written in place")
+    plain = given.value if type(given).__module__.startswith("keras") else given
+    arguments.check_float(name, plain.dtype.name)
+    arguments.check_image(name, static(name, plain))
+    return plain
 
 
 def plain_mask(mask: Any, like: tf.Tensor | None = None) -> tf.Tensor:

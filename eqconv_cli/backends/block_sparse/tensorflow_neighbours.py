@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from eqconv_cli.backends.block_sparse.arguments import Window
-from eqconv_cli.backends.block_sparse.tensorflow_inputs import Extent, Frame, Listed
+from eqconv_cli.backends.block_sparse.tensorflow_inputs import Frame, Listed
+from eqconv_cli.frameworks.tensorflow_tensors import Extent
 
 
 def reach(starts: tf.Tensor, size: Extent, limit: Extent) -> tuple[tf.Tensor, tf.Tensor]:

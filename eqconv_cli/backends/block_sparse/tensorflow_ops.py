@@ -18,17 +18,15 @@ from eqconv_cli.backends.block_sparse.geometry import BlockParams, pair
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused, kernels_or
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
-    Extent,
     Listed,
     block_rows,
     check_scatter,
-    extent,
     frame,
     image,
-    is_symbolic,
     plain_mask,
     real,
     static,
+    variable,
     window,
 )
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import pair as extents
@@ -40,6 +38,8 @@ from eqconv_cli.backends.block_sparse.tensorflow_neighbours import (
     rows_of,
     take_or_zero,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
+from eqconv_cli.kernels.tensorflow_doors import missing_operators
 
 #: "indexed" moves all blocks by gathering and scattering rows of pixels.
 COMPOSITIONS = ("indexed",)
@@ -47,7 +47,7 @@ COMPOSITIONS = ("indexed",)
 
 def how_of(version: Any, like: Any, compositions: Sequence[str] = COMPOSITIONS) -> Fused | str:
     """What a version stands for with tensors like this one, see :func:`kernels_or`."""
-    return kernels_or(version, compositions, lambda settings: tensorflow_fused.missing(settings, like.device))
+    return kernels_or(version, compositions, lambda settings: missing_operators(settings, like.device))
 
 
 def reduce_mask(
@@ -173,11 +173,7 @@ def sparse_scatter(
     """
     at, base = window(bsize, bstride, boffset), image("ybase", ybase)
     check_scatter(at, add, atomic)
-    stack = real("blocks", blocks, base, "ybase")
-    rows = block_rows(index, extent(base, 0))
-    known: Any = tuple(None if is_symbolic(length) else length for length in at.size)
-    shapes = static("blocks", stack), static("active_block_indices", rows.entries)
-    arguments.check_blocks(*shapes, known, base.shape[3], transpose)
+    stack, rows = _scattered(blocks, index, base, "ybase", at, transpose)
     how = how_of(version, base)
     if isinstance(how, Fused):
         return tensorflow_fused.block_scatter(stack, rows, base, at, transpose, add, how)
@@ -194,25 +190,57 @@ def sparse_scatter(
     return replaced(base, pixels, tf.gather(rows_of(stack), tf.gather(owner, pixels)))
 
 
-def sparse_scatter_var(blocks: Any, index: BlockIndex, var: tf.Variable, **options: Any) -> tf.Variable:
+def sparse_scatter_var(
+    blocks: Any,
+    index: BlockIndex,
+    var: Any,
+    *,
+    bsize: Any,
+    bstride: Any,
+    boffset: Any = (0, 0),
+    add: bool,
+    atomic: bool = False,
+    transpose: bool = False,
+    version: str | Fused = "auto",
+) -> Any:
     """As :func:`sparse_scatter`, written into the variable ``var`` [N, H, W, C], which is returned.
 
-    The variable is assigned the result, which TensorFlow gives no gradient; ``sbnet_module().sparse_scatter_var``
-    touches nothing but the windows and has one.
+    The compiled kernel touches nothing but the windows. Where somebody else holds the variable's memory (a tensor that
+    was read from it, the array that it was made of), the variable takes new memory and the other keeps its values.
+    There is no gradient: ``sbnet_module().sparse_scatter_var`` has one.
 
     Args:
         blocks, index: as for :func:`sparse_scatter`.
         var: a ``tf.Variable`` or Keras variable.
-        **options: ``bsize``, ``bstride``, ``boffset``, ``add``, ``atomic``, ``transpose``, ``version``, as there.
+        bsize, bstride, boffset, add, atomic, transpose: as for :func:`sparse_scatter`.
+        version: "indexed" assigns the whole image; "fused" writes into the variable's memory; "auto".
 
     Raises:
-        TypeError: ``var`` is not a variable.
+        TypeError: ``var`` is not a variable; a dtype is not allowed.
         ValueError, IndexError, Unavailable: as for :func:`sparse_scatter`.
     """
-    if not hasattr(var, "assign"):
-        raise TypeError(f"var is a {type(var).__name__}: a tf.Variable is needed, it is written in place")
-    var.assign(sparse_scatter(blocks, index, tf.convert_to_tensor(var), **options))
+    at, plain = window(bsize, bstride, boffset), variable("var", var)
+    check_scatter(at, add, atomic)
+    stack, rows = _scattered(blocks, index, plain, "var", at, transpose)
+    how = how_of(version, plain)
+    if isinstance(how, Fused):
+        tensorflow_fused.block_scatter_var(stack, rows, plain, at, transpose, add, how)
+    else:
+        flags: dict[str, Any] = {"add": add, "atomic": atomic, "transpose": transpose, "version": how}
+        plain.assign(sparse_scatter(stack, index, plain, bsize=bsize, bstride=bstride, boffset=boffset, **flags))
     return var
+
+
+def _scattered(
+    blocks: Any, index: BlockIndex, base: Any, name: str, at: Window, transpose: bool
+) -> tuple[tf.Tensor, Listed]:
+    """The stack and its rows, checked; ``base`` is the image that it goes to, or a variable."""
+    stack = real("blocks", blocks, base, name)
+    rows = block_rows(index, extent(base, 0))
+    known: Any = tuple(None if is_symbolic(length) else length for length in at.size)
+    shapes = static("blocks", stack), static("active_block_indices", rows.entries)
+    arguments.check_blocks(*shapes, known, base.shape[3], transpose)
+    return stack, rows
 
 
 def resize_mask(mask: Any, height: int, width: int, how: str = "max") -> tf.Tensor:

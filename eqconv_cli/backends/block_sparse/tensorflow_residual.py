@@ -19,16 +19,16 @@ from eqconv_cli.backends.block_sparse.arguments import Window
 from eqconv_cli.backends.block_sparse.geometry import BlockParams, strides_pair
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
-from eqconv_cli.backends.block_sparse.tensorflow_convolution import check_out
+from eqconv_cli.backends.block_sparse.tensorflow_convolution import check_out, convolved
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import (
     Listed,
     block_rows,
     counting,
-    extent,
     image,
     pixel_rows,
     real,
     static,
+    variable,
 )
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import of_blocks, owners, replaced, rows_of, split
 from eqconv_cli.backends.block_sparse.tensorflow_ops import (
@@ -48,6 +48,7 @@ from eqconv_cli.backends.block_sparse.units import (
     ResidualWeights,
     check_weights,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import extent
 
 #: Of the convolutions, as ``block_params_chain`` takes them.
 KSIZES = ((1, 1), (3, 3), (1, 1))
@@ -103,7 +104,8 @@ def sparse_residual_unit(
             "active": those of the output pixels of the tiles, each once.
         strides: of the first convolution and the shortcut.
         epsilon: added to the variances.
-        in_place: write the result into the variable ``x`` and return it.
+        in_place: write the result into the variable ``x`` and return it, without a gradient; the compiled kernel
+            changes the tiles in its memory.
         version: "blocks" gathers, computes on the stack and scatters; "fused" is the compiled kernel (bn="inference",
             strides (1, 1), no ``w_project``); "auto".
 
@@ -129,9 +131,14 @@ def sparse_residual_unit(
     if isinstance(how, Fused):
         pixels = block_pixels(index, params, extent(plain, 0), how)
         listed = Listed(pixels.pixels, pixels.count, False)
-        y = tensorflow_fused.residual(plain, plain, listed, _folded(unit, epsilon), border == "original", how)
-    else:
-        y = _by_blocks(plain, index, params, unit, border, bn, step, epsilon)
+        folded, original = _folded(unit, epsilon), border == "original"
+        if not in_place:
+            return tensorflow_fused.residual(plain, plain, listed, folded, original, how)
+        made = tensorflow_fused.residual(plain, None, listed, folded, original, how)
+        # As long as its value is held here the variable cannot be written without a copy.
+        del plain
+        return _written(x, listed, made, how)
+    y = _by_blocks(plain, index, params, unit, border, bn, step, epsilon)
     if in_place:
         x.assign(y)
     return x if in_place else y
@@ -177,16 +184,25 @@ def masked_residual_unit(
     original, folded = border == "original", _folded(unit, epsilon)
     how = how_of(version, plain, ("pixels",))
     if isinstance(how, Fused):
-        base = plain if out is None else tf.convert_to_tensor(out)
-        y = tensorflow_fused.residual(plain, base, listed, folded, original, how)
-        if out is not None:
-            out.assign(y)
-        return y if out is None else out
+        made = tensorflow_fused.residual(plain, plain if out is None else None, listed, folded, original, how)
+        # The variable may be x: as long as its value is held here it cannot be written without a copy.
+        del plain
+        return made if out is None else _written(out, listed, made, how)
     positions = counting(listed)
     rows = tf.gather(rows_of(plain), positions) + branch(plain, positions, folded, original)
     if out is None:
         return replaced(plain, positions, rows)
     out.scatter_nd_update(tf.stack(split(positions, shape[1:3]), axis=1), rows)
+    return out
+
+
+def _written(out: Any, pixels: Listed, made: tf.Tensor, settings: Fused) -> Any:
+    """The variable ``out`` with the listed pixels of the image ``made``."""
+    positions = tf.cast(pixels.entries, tf.int64)
+    index = tf.cast(tf.stack(split(positions, (extent(made, 1), extent(made, 2))), axis=1), tf.int32)
+    rows = tf.gather(rows_of(made), positions)[:, None, None, :]
+    one, blocks = Window((1, 1), (1, 1), (0, 0)), Listed(index, pixels.count, pixels.whole)
+    tensorflow_fused.block_scatter_var(rows, blocks, variable("out", out), one, False, False, settings)
     return out
 
 
@@ -295,11 +311,11 @@ def _by_blocks(
 
     active = bn == "active"
     h = masked(activated(stack, unit.bn1, lambda h: _inner(h, step) if active else h), kept)
-    h = tf.nn.conv2d(h, _pointwise(unit.w1), list(step), "VALID")
+    h = convolved(h, _pointwise(unit.w1), step)
     h = activated(h, unit.bn2, lambda h: _inner(h, (1, 1)) if active else h)
     h = masked(h, None if kept is None else kept[:, :: step[0], :: step[1]])
-    h = activated(tf.nn.conv2d(h, unit.w2, 1, "VALID"), unit.bn3, lambda h: h)
-    made = tf.nn.conv2d(h, _pointwise(unit.w3), 1, "VALID")
+    h = activated(convolved(h, unit.w2, (1, 1)), unit.bn3, lambda h: h)
+    made = convolved(h, _pointwise(unit.w3), (1, 1))
     tile = tiles(params)
     tile_window: dict[str, Any] = {
         "bsize": tile.size,

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from eqconv_cli.backends.block_sparse.options import Flag
-from eqconv_cli.backends.block_sparse.tensorflow_inputs import Frame, extent
+from eqconv_cli.backends.block_sparse.tensorflow_inputs import Frame
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import of_pixels, rows_of
+from eqconv_cli.frameworks.tensorflow_tensors import extent
 
 
 def branch(x: tf.Tensor, pixels: tf.Tensor, unit: Sequence[tf.Tensor | None], original: bool) -> tf.Tensor:

@@ -21,6 +21,7 @@ from eqconv_cli.backends.block_sparse import (
 from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
+from eqconv_cli.backends.block_sparse.tensorflow_neighbours import replaced, rows_of
 from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
 from eqconv_cli.kernels.doors import settings_on
 
@@ -141,11 +142,11 @@ def _masked(inputs: Arrays, options: Options) -> Function:
     height, width = (
         out_extent(n, k, s, steps["padding"]) for n, k, s in zip(shape[1:3], ksize, steps["strides"], strict=True)
     )
-    pixels = _pixels(inputs, (shape[0], height, width))
+    pixels = _listing(inputs, (shape[0], height, width), options["version"])
 
     def run(tensors: Tensors) -> Tensors:
         rest = {**steps, **_rest(inputs, tensors)}
-        return {"y": tensorflow_convolution.masked_conv2d(tensors["x"], tensors["w"], pixels, **rest, **options)}
+        return {"y": tensorflow_convolution.masked_conv2d(tensors["x"], tensors["w"], pixels(), **rest, **options)}
 
     return run
 
@@ -154,6 +155,9 @@ def _residual(inputs: Arrays, options: Options) -> Function:
     strides, index = inputs["strides"].tolist(), _index(inputs)
     params = block_params_chain(inputs["x"].shape, inputs["bsize"].tolist(), tensorflow_residual.KSIZES, strides)
     words: Options = {"border": str(inputs["border"]), "bn": str(inputs["bn"]), "strides": strides}
+    if options["version"] == "dense":
+        pixels = tensorflow_ops.block_pixels(index, params, len(inputs["x"]), "indexed")
+        return lambda tensors: _dense_unit(tensors, pixels)
 
     def run(tensors: Tensors) -> Tensors:
         unit = tensorflow_residual.sparse_residual_unit
@@ -164,13 +168,22 @@ def _residual(inputs: Arrays, options: Options) -> Function:
 
 def _masked_residual(inputs: Arrays, options: Options) -> Function:
     images, height, width, _ = inputs["x"].shape
-    pixels, border = _pixels(inputs, (images, height, width)), str(inputs["border"])
+    pixels, border = _listing(inputs, (images, height, width), options["version"]), str(inputs["border"])
+    if options["version"] == "dense":
+        return lambda tensors: _dense_unit(tensors, pixels())
 
     def run(tensors: Tensors) -> Tensors:
         unit = tensorflow_residual.masked_residual_unit
-        return {"y": unit(tensors["x"], pixels, _weights(tensors), border=border, **options)}
+        return {"y": unit(tensors["x"], pixels(), _weights(tensors), border=border, **options)}
 
     return run
+
+
+def _dense_unit(tensors: Tensors, pixels: PixelIndex) -> Tensors:
+    """The whole unit, of which only the listed pixels are kept."""
+    x, listed = tensors["x"], tf.cast(pixels.pixels, tf.int64)
+    made = tensorflow_residual.residual_unit(x, _weights(tensors))
+    return {"y": replaced(x, listed, tf.gather(rows_of(made), listed))}
 
 
 def _submanifold(inputs: Arrays, options: Options) -> Function:
@@ -245,9 +258,15 @@ def _index(inputs: Arrays) -> BlockIndex:
     return BlockIndex(rows, tf.constant([len(inputs["index"])], tf.int32))
 
 
-def _pixels(inputs: Arrays, grid: tuple[int, int, int]) -> PixelIndex:
+def _listing(inputs: Arrays, grid: tuple[int, int, int], how: Any) -> Callable[[], PixelIndex]:
+    """The problem's pixels; made of the mask at each call where the problem wants that timed."""
+    if inputs.get("include_reduce"):
+        mask, tol = tf.constant(inputs["mask"]), float(inputs["tol"])
+        version = how if isinstance(how, Fused) else "indexed"
+        return lambda: tensorflow_ops.pixel_index(mask, tol=tol, version=version)
     pixels = tf.constant(inputs["pixels"].astype(np.int32, copy=False))
-    return PixelIndex(pixels, tf.constant([len(inputs["pixels"])], tf.int32), grid)
+    made = PixelIndex(pixels, tf.constant([len(inputs["pixels"])], tf.int32), grid)
+    return lambda: made
 
 
 def _sites(inputs: Arrays) -> tensorflow_sites.Sites:

@@ -114,7 +114,7 @@ class SbnetModule:
         Takes a ``tf.Variable`` or a variable of TensorFlow 1, which is a reference.
         """
         flags = {"add": add, "atomic": atomic, "transpose": transpose, "name": name}
-        variable = getattr(ybase, "value", ybase) if type(ybase).__module__.startswith("keras") else ybase
+        variable = ybase.value if type(ybase).__module__.startswith("keras") else ybase
         inputs = (x, bin_counts, active_block_indices)
         if hasattr(variable, "handle"):
             return self._module.sparse_scatter_var(*inputs, variable.handle, *_geometry(sizes), **flags)

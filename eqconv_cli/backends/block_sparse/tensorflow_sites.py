@@ -1,8 +1,8 @@
 """Convolutions on sets of active sites in TensorFlow: submanifold, strided, and the inverse of a strided one.
 
 Graham, van der Maaten, "Submanifold Sparse Convolutional Networks", arXiv 1706.01307; facebookresearch/SparseConvNet
-``SCN/Metadata``; traveller59/spconv. 1 to 4 spatial axes. Coordinates are known when a function is traced, features
-need not be. Gradients by the tape.
+``SCN/Metadata``; traveller59/spconv. 1 to 4 spatial axes. Features need not be known when a function is traced,
+and with the compiled kernels coordinates need not be either. Gradients by the tape.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ import tensorflow as tf
 from eqconv_cli.backends.block_sparse import arguments, tensorflow_fused
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.site_patterns import Kernel, Rulebook, SitePattern, make_pattern
-from eqconv_cli.backends.block_sparse.tensorflow_inputs import extent, image, is_symbolic, plain_mask, real, static
+from eqconv_cli.backends.block_sparse.tensorflow_inputs import image, plain_mask, real, static
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import take_or_zero
 from eqconv_cli.backends.block_sparse.tensorflow_ops import how_of
+from eqconv_cli.backends.block_sparse.tensorflow_site_patterns import (
+    TracedPattern,
+    TracedRulebook,
+    make_traced_pattern,
+)
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
 
 COMPOSITIONS = ("table", "rulebook", "dense")
+AnyRulebook = Rulebook | TracedRulebook
 
 
 class Sites:
     """Active sites with their features; rulebooks are kept with the coordinates and shared by all features on them.
 
     Attributes:
-        pattern: the coordinates, in host memory.
+        pattern: the coordinates, in host memory, or symbolic in a traced function.
         feats: [M, C] float32 or float64.
     """
 
-    def __init__(self, pattern: SitePattern, feats: tf.Tensor) -> None:
+    def __init__(self, pattern: SitePattern | TracedPattern, feats: tf.Tensor) -> None:
         self.pattern, self.feats = pattern, feats
 
     @classmethod
@@ -42,7 +49,7 @@ class Sites:
         """Sites from coordinates as a user has them.
 
         Args:
-            coords: integers [M, 1 + D], batch first; known now.
+            coords: integers [M, 1 + D], batch first; symbolic in a traced function where the kernels are built.
             feats: [M, C] float32 or float64.
             shape: spatial extents, 1 to 4.
             batch: number of samples; None: as many as the largest batch number says.
@@ -50,16 +57,18 @@ class Sites:
 
         Raises:
             TypeError: a dtype of the features is not allowed.
-            ValueError: an argument is not allowed; coordinates are not whole numbers, symbolic, out of range or, unless
-                allowed, repeated.
+            ValueError: an argument is not allowed; coordinates are not whole numbers, out of range or, unless allowed,
+                repeated; they are symbolic and the kernels are not built.
+            tf.errors.InvalidArgumentError: as a traced function runs: symbolic coordinates are out of range or
+                repeated.
         """
-        if is_symbolic(coords):
-            raise ValueError(
-                "coords is symbolic: the sites must be known when a function is traced, give them as an array"
-            )
-        rows = np.asarray(coords)
         tensor = real("feats", feats)
         known = static("feats", tensor)
+        if is_symbolic(coords):
+            if len(known) != 2:
+                raise ValueError(f"feats has shape {arguments.text(known)}: expected [M, C] with the rows of coords")
+            return cls(*make_traced_pattern(coords, tensor, shape, batch, duplicates))
+        rows = np.asarray(coords)
         if len(known) != 2 or arguments.differ(known[0], len(rows)):
             raise ValueError(
                 f"feats has shape {arguments.text(known)}: expected [M, C] with the {len(rows)} rows of coords"
@@ -76,17 +85,17 @@ class Sites:
     def with_feats(self, feats: Any) -> Sites:
         """Other features [M, C] on the same sites; raises TypeError or ValueError."""
         tensor = real("feats", feats)
-        known = static("feats", tensor)
-        if len(known) != 2 or arguments.differ(known[0], self.pattern.sites):
-            raise ValueError(
-                f"feats has shape {arguments.text(known)}: expected [M, C] with the {self.pattern.sites} sites"
-            )
+        known, sites = static("feats", tensor), self.pattern.sites
+        if is_symbolic(sites):
+            sites = None
+        if len(known) != 2 or arguments.differ(known[0], sites):
+            raise ValueError(f"feats has shape {arguments.text(known)}: expected [M, C] with the {sites or ''} sites")
         return Sites(self.pattern, tensor)
 
     @property
     def coords(self) -> tf.Tensor:
         """int32 [M, 1 + D], batch first."""
-        return tf.constant(self.pattern.coords)
+        return tf.convert_to_tensor(self.pattern.coords)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,7 +103,7 @@ class Sites:
         return self.pattern.shape
 
     @property
-    def batch(self) -> int:
+    def batch(self) -> Extent:
         """Number of samples."""
         return self.pattern.batch
 
@@ -104,19 +113,20 @@ def sites_from_mask(x: Any, mask: Any, tol: float = 0.0) -> Sites:
 
     Args:
         x: [N, H, W, C] float32 or float64.
-        mask: [N, H, W] or [N, H, W, 1], known now.
+        mask: [N, H, W] or [N, H, W, 1]; symbolic in a traced function where the kernels are built.
         tol: a value equal to it does not count.
 
     Raises:
-        TypeError, ValueError: a dtype or a shape is not allowed; ``tol`` is NaN; the mask is symbolic.
+        TypeError, ValueError: a dtype or a shape is not allowed; height or width is unknown; ``tol`` is NaN; the mask
+            is symbolic and the kernels are not built.
     """
     arguments.check_tolerance(tol)
     plain = image("x", x)
     active = tf.cast(plain_mask(mask, plain), tf.float32) > tol
-    if is_symbolic(active) or None in plain.shape[:3]:
-        raise ValueError("mask is symbolic: the sites must be known when a function is traced")
-    coords = np.argwhere(active.numpy())
-    return Sites.make(coords, tf.gather_nd(plain, coords), plain.shape[1:3], plain.shape[0])
+    if None in plain.shape[1:3]:
+        raise ValueError(f"x has shape {arguments.text(static('x', plain))}: height and width must be known")
+    coords = tf.where(active) if is_symbolic(active) else np.argwhere(active.numpy())
+    return Sites.make(coords, tf.gather_nd(plain, coords), plain.shape[1:3], extent(plain, 0))
 
 
 def sites_from_points(
@@ -276,7 +286,7 @@ def _computed(
     sites: Sites,
     kernel: tf.Tensor,
     bias: tf.Tensor | None,
-    rulebook: Rulebook,
+    rulebook: AnyRulebook,
     inverse: bool,
     groups: int,
     version: str | Fused,
@@ -286,7 +296,7 @@ def _computed(
     parts = []
     for feats, filters in zip(_split(sites.feats, groups), _split(kernel, groups), strict=True):
         if isinstance(how, Fused):
-            table, back = (_table(rulebook, name, feats) for name in _names(inverse))
+            table, back = _tables(rulebook, inverse, feats)
             parts.append(tensorflow_fused.table_convolution(feats, filters, None, table, back, how))
         else:
             parts.append(_ROUTES[how](feats, filters, rulebook, inverse))
@@ -303,8 +313,18 @@ def _names(inverse: bool) -> tuple[str, str]:
     return ("inverse", "table") if inverse else ("table", "inverse")
 
 
-def _table(rulebook: Rulebook, name: Any, like: tf.Tensor) -> tf.Tensor:
+def _tables(rulebook: AnyRulebook, inverse: bool, like: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """The neighbours of every output row, and who reads every input row if that is known."""
+    if isinstance(rulebook, TracedRulebook) and not inverse:
+        return rulebook.table, None
+    table, back = (_table(rulebook, name, like) for name in _names(inverse))
+    return table, back
+
+
+def _table(rulebook: AnyRulebook, name: Any, like: tf.Tensor) -> tf.Tensor:
     """A table of the rulebook as a tensor, made once for each device."""
+    if isinstance(rulebook, TracedRulebook):
+        return getattr(rulebook, name)
     device = like.device or ""
 
     def convert(table: Any) -> tf.Tensor:
@@ -318,16 +338,17 @@ def _table(rulebook: Rulebook, name: Any, like: tf.Tensor) -> tf.Tensor:
 # The routes.
 
 
-def _by_table(feats: tf.Tensor, kernel: tf.Tensor, rulebook: Rulebook, inverse: bool) -> tf.Tensor:
+def _by_table(feats: tf.Tensor, kernel: tf.Tensor, rulebook: AnyRulebook, inverse: bool) -> tf.Tensor:
     table = _table(rulebook, _names(inverse)[0], feats)
     matrix = tf.reshape(kernel, [-1, extent(kernel, -1)])
-    if rulebook.source.sites == 0:
-        return tf.zeros([0, extent(kernel, -1)], feats.dtype)
+    if feats.shape[0] in (0, None):
+        # Even where nothing is taken there must be a row to take.
+        feats = tf.pad(feats, [[0, 1], [0, 0]])
     neighbours = take_or_zero(feats, tf.maximum(table, 0), table >= 0)
     return tf.reshape(neighbours, [-1, extent(matrix, 0)]) @ matrix
 
 
-def _by_rulebook(feats: tf.Tensor, kernel: tf.Tensor, rulebook: Rulebook, inverse: bool) -> tf.Tensor:
+def _by_rulebook(feats: tf.Tensor, kernel: tf.Tensor, rulebook: AnyRulebook, inverse: bool) -> tf.Tensor:
     out = rulebook.source if inverse else rulebook.out
     made = tf.zeros([out.sites, extent(kernel, -1)], feats.dtype)
     matrices = tf.reshape(kernel, [rulebook.kernel.taps, *kernel.shape[-2:]])
@@ -337,7 +358,7 @@ def _by_rulebook(feats: tf.Tensor, kernel: tf.Tensor, rulebook: Rulebook, invers
     return made
 
 
-def _by_dense(feats: tf.Tensor, kernel: tf.Tensor, rulebook: Rulebook, inverse: bool) -> tf.Tensor:
+def _by_dense(feats: tf.Tensor, kernel: tf.Tensor, rulebook: AnyRulebook, inverse: bool) -> tf.Tensor:
     k = rulebook.kernel
     if not inverse:
         y = _convolved(to_dense(Sites(rulebook.source, feats)), kernel, k, rulebook)
@@ -354,7 +375,7 @@ def _by_dense(feats: tf.Tensor, kernel: tf.Tensor, rulebook: Rulebook, inverse: 
     return tf.gather_nd(back, rulebook.source.coords)
 
 
-def _convolved(x: tf.Tensor, kernel: tf.Tensor, k: Kernel, rulebook: Rulebook) -> tf.Tensor:
+def _convolved(x: tf.Tensor, kernel: tf.Tensor, k: Kernel, rulebook: AnyRulebook) -> tf.Tensor:
     """The dense convolution of [N, *shape, C], by TensorFlow's own where it has one, else tap by tap."""
     out = rulebook.out.shape
     behind = [
@@ -382,7 +403,7 @@ def _convolved(x: tf.Tensor, kernel: tf.Tensor, k: Kernel, rulebook: Rulebook) -
     return made
 
 
-_ROUTES: dict[str, Callable[[tf.Tensor, tf.Tensor, Rulebook, bool], tf.Tensor]] = {
+_ROUTES: dict[str, Callable[[tf.Tensor, tf.Tensor, AnyRulebook, bool], tf.Tensor]] = {
     "table": _by_table,
     "rulebook": _by_rulebook,
     "dense": _by_dense,

@@ -17,8 +17,8 @@ from eqconv_cli.backends.feature_steered import arguments, cost_model, tensorflo
 from eqconv_cli.backends.feature_steered.options import Fused, fused_settings, resolve
 from eqconv_cli.backends.feature_steered.tensorflow_algorithms import ALGORITHMS, Graph, Parameters
 from eqconv_cli.backends.feature_steered.tensorflow_neighbors import plan_neighborhood, planned_edges
-from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, extent, take
-from eqconv_cli.backends.feature_steered.tensorflow_symbolic import is_symbolic
+from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, take
+from eqconv_cli.frameworks.tensorflow_tensors import extent, is_symbolic
 
 __all__ = ["feature_steered_convolution", "plan_neighborhood"]
 

@@ -17,12 +17,11 @@ from eqconv_cli.backends.feature_steered.guard import DENOMINATOR_FLOOR
 from eqconv_cli.backends.feature_steered.options import Options
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import (
     Edges,
-    Extent,
-    extent,
     segment_reduction,
     sparse_product,
     take,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent
 
 #: One summand of Σ_m [rows, D], for m an integer or a scalar tensor.
 Term = Callable[[Extent], tf.Tensor]

@@ -14,9 +14,11 @@ from eqconv_cli.backends.feature_steered.fused import GRADIENTS, SECOND_ORDER
 from eqconv_cli.backends.feature_steered.options import Flag, Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
 from eqconv_cli.backends.feature_steered.schedule import CHUNKS, EDGE_OF_SLOT, TOUCHED
-from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, device_name
+from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import SymbolicPattern
-from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
+from eqconv_cli.frameworks.tensorflow_tensors import device_name
+from eqconv_cli.kernels.doors import open_core, operators_path
+from eqconv_cli.kernels.tensorflow_doors import missing_operators, place_of
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,6 @@ class PackedTensors:
     parts: int
 
 
-def place_of(settings: Fused, device: str) -> str:
-    """Where tensors on a device are computed: "cpu", "cuda" or "emulated"; unknown while tracing is the default."""
-    if settings.core is not None:
-        return settings.core
-    name = device_name(device) if device else ""
-    if not name:
-        return "cuda" if tf.config.list_logical_devices("GPU") else "cpu"
-    kind = name[1:].split(":")[0]
-    return "cuda" if kind == "GPU" else kind.lower()
-
-
 def upload(pattern: Pattern, device: str, settings: Fused) -> None:
     """Keep a pattern on a device as the kernels take it for both passes, so that the first call need not make it."""
     _packed(pattern, device, schedule.parts_for(place_of(settings, device), True, settings.deterministic))
@@ -46,17 +37,10 @@ def upload(pattern: Pattern, device: str, settings: Fused) -> None:
 
 def missing(settings: Fused, device: str, pattern: Pattern | SymbolicPattern) -> list[str]:
     """Why the compiled kernels cannot compute this on such a device; empty when they can."""
-    place = place_of(settings, device)
-    if place not in ("cpu", "cuda", "emulated"):
-        return [f"data is on a device of type {place}: the compiled kernels compute on cpu and cuda"]
-    reasons = list(missing_kernels("tensorflow", place))
+    reasons = missing_operators(settings, device)
     if isinstance(pattern, Pattern):
         reasons += schedule.too_large(pattern.rows, pattern.cols, pattern.edges)
-    if reasons or tf.executing_eagerly():
-        return reasons
-    if tf.__internal__.get_enclosing_xla_context() is not None:
-        return ["XLA (jit_compile=True) compiles TensorFlow's own operations only"]
-    return []
+    return reasons
 
 
 def convolve(

@@ -17,8 +17,8 @@ from eqconv_cli.backends.feature_steered import arguments
 from eqconv_cli.backends.feature_steered.edge_index import mean_neighborhood
 from eqconv_cli.backends.feature_steered.plan import Coo, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
-from eqconv_cli.backends.feature_steered.tensorflow_sparse import Extent, extent
-from eqconv_cli.backends.feature_steered.tensorflow_symbolic import is_symbolic, symbolic_mean_neighborhood
+from eqconv_cli.backends.feature_steered.tensorflow_symbolic import symbolic_mean_neighborhood
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(

@@ -20,10 +20,10 @@ from eqconv_cli.backends.feature_steered.plan import (
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, edges_of
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import (
     build_symbolic_pattern,
-    is_symbolic,
     symbolic_coo,
     symbolic_csr,
 )
+from eqconv_cli.frameworks.tensorflow_tensors import is_symbolic
 
 _SPARSE = "a tf.SparseTensor (tf.sparse.from_dense(neighbors)), or a SciPy sparse matrix"
 

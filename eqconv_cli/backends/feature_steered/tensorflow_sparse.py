@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import tensorflow as tf
 
 from eqconv_cli.backends.feature_steered.plan import IntArray, Pattern
-
-#: A number of rows, columns, blocks or vertices: ``int | tf.Tensor``.
-Extent = Any
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, device_name, extent
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,6 @@ class Edges:
     block_of_col: tf.Tensor | None
 
 
-def extent(tensor: tf.Tensor, axis: int) -> Extent:
-    """The length of an axis: an integer when it is known, else a scalar tensor."""
-    known = tensor.shape[axis]
-    return tf.shape(tensor, out_type=tf.int64)[axis] if known is None else known
-
-
 def edges_of(pattern: Pattern, device: str) -> Edges:
     """The pattern on a device ("" = where TensorFlow puts new tensors); converted at the first call, then kept."""
     found = pattern.copies.get(("tensorflow", device_name(device))) if device else None
@@ -55,13 +45,6 @@ def edges_of(pattern: Pattern, device: str) -> Edges:
             found = pattern.copies[key]
     edges: Edges = found
     return edges
-
-
-@cache
-def device_name(device: str) -> str:
-    """The kind and number of a device: "/CPU:0" for what TensorFlow writes with job, replica and task."""
-    spec = tf.DeviceSpec.from_string(device)
-    return f"/{spec.device_type}:{spec.device_index or 0}"
 
 
 def _upload(pattern: Pattern) -> Edges:

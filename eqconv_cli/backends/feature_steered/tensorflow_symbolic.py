@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from eqconv_cli.backends.feature_steered import arguments
 from eqconv_cli.backends.feature_steered.plan import Coo, Csr, OutsideSizes
-from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges, Extent, extent
+from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges
+from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +25,6 @@ class SymbolicPattern:
     dense_shape: tuple[int | None, ...]
     sizes: tf.Tensor | None
     edges: Edges
-
-
-def is_symbolic(*arrays: Any) -> bool:
-    """Whether any of the arrays has a value only when a traced function runs."""
-    return any(tf.is_symbolic_tensor(array) for array in arrays)
 
 
 def symbolic_coo(neighbors: Coo) -> tf.SparseTensor:
