@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params, paddings
+from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params, block_params_chain, paddings
+from eqconv_cli.backends.block_sparse.index import BlockIndex
+from eqconv_cli.backends.block_sparse.numpy_ops import block_pixels
+from eqconv_cli.backends.block_sparse.torch_residual import KSIZES
 from eqconv_cli.backends.block_sparse.torch_runs import base_of
 from eqconv_cli.frameworks.torch import BoundRun, Tensors
 
@@ -74,24 +77,24 @@ def conv2d(inputs: Arrays, dtype: str, device: str, *, operation: str, folded: b
     """The dense computation of the whole image.
 
     Args:
-        inputs: those of the operation "masked", "masked_residual" or "submanifold".
+        inputs: those of the operation "masked", "convolution", "masked_residual", "residual" or "submanifold".
         dtype: "float32" or "float64".
         device: "cpu" or "cuda".
         operation: which of them.
-        folded: masked_residual: the second and third normalisation go into the weights before them.
+        folded: residual units: the second and third normalisation go into the weights before them.
     """
     arrays = _floats(inputs, dtype)
     if operation == "submanifold":
         return _dense_sites(inputs, arrays, device)
-    place = torch.device(device)
-    if operation == "masked_residual":
+    place, compared = torch.device(device), (_listed(inputs, operation), base_of(inputs, dtype, operation))
+    if operation in ("masked_residual", "residual"):
         unit = _residual_unit(arrays, place, folded)
         image = _run_arrays(arrays, "x")
 
         def residual(tensors: Tensors) -> Tensors:
             return {"y": unit(channels_last(tensors["x"]), None).permute(0, 2, 3, 1)}
 
-        return ListedRun(residual, image, ("x",), device, inputs["pixels"], arrays["x"])
+        return ListedRun(residual, image, ("x",), device, *compared)
     pads = _pads(inputs, arrays["x"].shape[1:3])
     strides, relu = tuple(int(s) for s in inputs["strides"]), str(inputs["activation"]) == "relu"
     symmetric = pads[0] == pads[1] and pads[2] == pads[3]
@@ -107,9 +110,7 @@ def conv2d(inputs: Arrays, dtype: str, device: str, *, operation: str, folded: b
         return {"y": y.permute(0, 2, 3, 1)}
 
     names = tuple(name for name in ("x", "w", "bias") if name in arrays)
-    return ListedRun(
-        convolve, _run_arrays(arrays, *names), names, device, inputs["pixels"], base_of(inputs, dtype, operation)
-    )
+    return ListedRun(convolve, _run_arrays(arrays, "x"), ("x",), device, *compared)
 
 
 def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundRun:
@@ -239,6 +240,19 @@ def spconv(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundR
         return {"feats": layer(planned.replace_feature(tensors["feats"])).features}
 
     return BoundRun(run, _run_arrays(arrays, "feats"), ("feats",), device)
+
+
+def _listed(inputs: Arrays, operation: str) -> np.ndarray:
+    """Flat positions of the output pixels that are compared."""
+    if "pixels" in inputs:
+        return inputs["pixels"]
+    shape, size, strides = inputs["x"].shape, inputs["bsize"].tolist(), inputs["strides"].tolist()
+    if operation == "residual":
+        params = block_params_chain(shape, size, KSIZES, strides)
+    else:
+        params = block_params(shape, size, inputs["w"].shape, strides, str(inputs["padding"]), str(inputs["coverage"]))
+    index = BlockIndex(inputs["index"], np.array([len(inputs["index"])], np.int32))
+    return np.asarray(block_pixels(index, params, shape[0], "indexed").pixels)
 
 
 def _floats(inputs: Arrays, dtype: str) -> dict[str, np.ndarray]:

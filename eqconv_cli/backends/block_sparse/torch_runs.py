@@ -300,8 +300,8 @@ def _listing(
 
 
 def base_of(inputs: Arrays, dtype: str, operation: str) -> np.ndarray:
-    """What "masked", "masked_residual" or "scatter" gives where nothing is written: a new array [N, Hout, Wout, K]."""
-    name = {"masked": "base", "masked_residual": "x", "scatter": "ybase"}[operation]
+    """What an operation gives where nothing is written: a new array [N, Hout, Wout, K]."""
+    name = {"masked_residual": "x", "residual": "x", "scatter": "ybase"}.get(operation, "base")
     if name in inputs:
         return inputs[name].astype(dtype)
     strides, padding, w = inputs["strides"].tolist(), str(inputs["padding"]), inputs["w"].shape

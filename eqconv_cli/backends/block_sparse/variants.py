@@ -52,7 +52,12 @@ _PLAIN_BLOCKS = {"transposed": "it has channels last"}
 _SUMS = {"sums": "sums would grow from run to run"}
 #: Problems that a peer is not made for.
 _PEER_LIMITS: dict[str, dict[str, str]] = {
-    "conv2d": {**_RING, **{f"{axes}d": "it convolves images, of two axes" for axes in (1, 3, 4)}},
+    "conv2d": {
+        **_RING,
+        **_STATISTICS,
+        **_PROJECTION,
+        **{f"{axes}d": "it convolves images, of two axes" for axes in (1, 3, 4)},
+    },
     "index_blocks": {**_RING, "strides": "it is made for stride 1"},
     "index_select": _PLAIN_BLOCKS,
     "index_copy": {**_PLAIN_BLOCKS, "overlap": "it is made for blocks that do not overlap", **_SUMS},
@@ -80,6 +85,8 @@ _SOURCES = {
 }
 #: Algorithm, options and arguments of the peers of each operation.
 _PEERS: dict[str, tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...]] = {
+    "convolution": (("conv2d", (), {}),),
+    "residual": (("conv2d", (), {}),),
     "masked": (("conv2d", (), {}), ("index_blocks", (), {})),
     "masked_residual": (("conv2d", (), {}), ("conv2d", ("folded",), {"folded": True}), ("index_blocks", (), {})),
     "submanifold": (("conv2d", (), {}), ("spconv", (), {})),
