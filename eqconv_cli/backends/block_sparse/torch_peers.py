@@ -109,7 +109,6 @@ def conv2d(inputs: Arrays, dtype: str, device: str, *, operation: str, folded: b
         y = y.relu_() if relu else y
         return {"y": y.permute(0, 2, 3, 1)}
 
-    names = tuple(name for name in ("x", "w", "bias") if name in arrays)
     return ListedRun(convolve, _run_arrays(arrays, "x"), ("x",), device, *compared)
 
 
