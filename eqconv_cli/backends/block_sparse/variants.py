@@ -104,6 +104,7 @@ _HEADLINES = {
     ("masked", "blocks"),
     ("masked_residual", "pixels"),
     ("submanifold", "rulebook"),
+    ("strided", "dense"),
     ("strided", "rulebook"),
 }
 
