@@ -101,7 +101,10 @@ def test_all_blocks_give_the_dense_unit_and_in_place_writes_it(version):
 @built
 @MODES
 def test_the_kernel_writes_into_the_memory_of_the_variable(mode):
-    params, given = block_params_chain(X.shape, (6, 5), KSIZES), weights(unit())
+    params, drawn = block_params_chain(X.shape, (6, 5), KSIZES), unit()
+    # Far above 0, so that the last ReLU lets something through whatever was drawn.
+    drawn["bn3"][1] += 9
+    given = weights(drawn)
     index = BlockIndex(tf.constant([[1, 0, 0], [0, 1, 1]]), tf.constant([2]))
     pixels = block_pixels(index, params, 2)
     wanted = sparse_residual_unit(X, index, params, given, version="blocks").numpy()
