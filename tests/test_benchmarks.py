@@ -15,18 +15,18 @@ from eqconv_cli import catalog
 from eqconv_cli.app import app
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "run_fused.sh"
+FUSED, BLOCK_SPARSE = (ROOT / "benchmarks" / f"run_{name}.sh" for name in ("fused", "block_sparse"))
 
 
-def commands(folder: Path, *arguments: str) -> list[list[str]]:
-    """The words after ``eqconv`` of every command that the script runs, in its order."""
+def commands(script: Path, folder: Path, *arguments: str) -> list[list[str]]:
+    """The words after ``eqconv`` of every command that a script runs, in its order."""
     recorded = folder / "recorded"
     stand_in = folder / "eqconv"
     # One argument a line, and an empty one between commands.
     stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "" >> {shlex.quote(str(recorded))}\n')
     stand_in.chmod(0o755)
     environment = {**os.environ, "EQCONV": str(stand_in), "ROUNDS": "5"}
-    subprocess.run([str(SCRIPT), str(folder / "out"), *arguments], env=environment, check=True, capture_output=True)
+    subprocess.run([str(script), str(folder / "out"), *arguments], env=environment, check=True, capture_output=True)
     return [block.split("\n") for block in recorded.read_text().rstrip("\n").split("\n\n")]
 
 
@@ -35,7 +35,7 @@ def test_every_command_parses_and_names_variants_that_there_are(tmp_path: Path) 
     mesh.touch()
     command = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
     family = catalog.family("feature_steered")
-    found = commands(tmp_path, str(mesh))
+    found = commands(FUSED, tmp_path, str(mesh))
     assert len(found) == 6
     for words in found:
         given = command.make_context("bench", words[1:]).params
@@ -51,16 +51,40 @@ def test_every_command_parses_and_names_variants_that_there_are(tmp_path: Path) 
 
 
 def test_without_the_mesh_its_rows_are_left_out(tmp_path: Path) -> None:
-    assert not [words for words in commands(tmp_path) if "--mesh" in words]
-    assert len(commands(tmp_path)) == 8  # the second run adds its four to the first one's
+    assert not [words for words in commands(FUSED, tmp_path) if "--mesh" in words]
+    assert len(commands(FUSED, tmp_path)) == 8  # the second run adds its four to the first one's
 
 
-def test_a_folder_is_needed() -> None:
-    done = subprocess.run([str(SCRIPT)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", [FUSED, BLOCK_SPARSE], ids=lambda script: script.stem)
+def test_a_folder_is_needed(script: Path) -> None:
+    done = subprocess.run([str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "FOLDER" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["s1-forward", "s1-backward", "hcp-forward", "hcp-backward", "pr101", "overhead"])
 def test_the_page_has_a_line_for_every_report(name: str) -> None:
-    assert f"run {name} " in SCRIPT.read_text()
+    assert f"run {name} " in FUSED.read_text()
     assert f"`{name}`" in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_commands_of_the_sparse_convolutions(tmp_path: Path) -> None:
+    command = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
+    family = catalog.family("block_sparse")
+    found = commands(BLOCK_SPARSE, tmp_path)
+    assert len(found) == 10
+    facets = {(p.facets["test"], p.facets["arch"]): p.operation for p in family.problems if p.facets}
+    for words in found:
+        given = command.make_context("bench", words[1:]).params
+        assert given["threads"] == 1 and given["rounds"] == 5 and given["backward"] is False
+        operations = {
+            operation for (test, arch), operation in facets.items() if (test, arch) == (given["test"], given["arch"])
+        } or {p.operation for p in family.problems if p.facets.get("test") == given["test"]}
+        known = [variant.name for variant in family.variants if variant.operation in operations]
+        for pattern in given["only"]:
+            assert any(fnmatchcase(name, pattern) for name in known), (given["test"], pattern)
+
+
+def test_the_page_has_a_line_for_every_report_of_the_sparse_convolutions() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for name in ("conv-", "conv-full", "res-", "subm-", "operators", "sweep"):
+        assert f"`{name}" in page

@@ -485,6 +485,10 @@ _BLOCKS = (
         height=13, width=9, channels=5, transpose=True, add=True, window=_OVERLAP,
     ),
     _problem(
+        "scatter", "scatter-plain", scattered, "no overlap, channels last", ("full",),
+        height=9, width=13, channels=4, transpose=False, add=False, window=_TILES,
+    ),
+    _problem(
         "scatter", "scatter-tiles", scattered, "no overlap, channels first", (*_DEFAULT, "transposed"),
         height=13, width=9, channels=17, transpose=True, add=False, window=_TILES,
     ),
