@@ -49,6 +49,6 @@ for mask in blobs noise; do
 done
 
 run operators ops --sparsity 0.9 \
-    --only 'fused*@torch' --only 'indexed@torch' --only 'index_select@torch' --only 'index_copy*@torch'
+    --only 'fused*@torch' --only 'pool@torch' --only 'index_select@torch' --only 'index_copy*@torch'
 run sweep conv --mask blobs --sparsity 0.5:0.99 --only "$kernels" --only "$dense" --only "$blocks" \
     --plot "$folder/sweep.png"

@@ -72,13 +72,12 @@ def test_commands_of_the_sparse_convolutions(tmp_path: Path) -> None:
     family = catalog.family("block_sparse")
     found = commands(BLOCK_SPARSE, tmp_path)
     assert len(found) == 10
-    facets = {(p.facets["test"], p.facets["arch"]): p.operation for p in family.problems if p.facets}
     for words in found:
         given = command.make_context("bench", words[1:]).params
         assert given["threads"] == 1 and given["rounds"] == 5 and given["backward"] is False
-        operations = {
-            operation for (test, arch), operation in facets.items() if (test, arch) == (given["test"], given["arch"])
-        } or {p.operation for p in family.problems if p.facets.get("test") == given["test"]}
+        wanted = {"test": given["test"], "arch": given["arch"]}
+        operations = {p.operation for p in family.problems if p.facets == wanted}
+        assert operations
         known = [variant.name for variant in family.variants if variant.operation in operations]
         for pattern in given["only"]:
             assert any(fnmatchcase(name, pattern) for name in known), (given["test"], pattern)

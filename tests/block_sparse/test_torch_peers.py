@@ -14,6 +14,7 @@ from eqconv_cli.events import Row, RowFinished
 PEERS = [v for v in FAMILY.variants if v.peer and not v.requires]
 #: spconv's kernels for the CPU add up without a lock: wrong sums come and go with more than one thread.
 SMALL = {
+    "reduce_mask": "mask-overlap",
     "masked": "pixels-same",
     "masked_residual": "unit-pixels",
     "convolution": "blocks-strided",

@@ -152,6 +152,33 @@ def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> 
     return ListedRun(fastest, _run_arrays(arrays, "x"), ("x",), device, inputs["pixels"], base)
 
 
+def pool(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundRun:
+    """The active blocks by PyTorch's pooling and ``nonzero``.
+
+    Args:
+        inputs: those of the operation "reduce_mask", without NaN.
+        dtype: "float32" or "float64".
+        device: "cpu" or "cuda".
+        operation: "reduce_mask".
+    """
+    mask = inputs["mask"].astype(dtype, copy=False)
+    size, stride, offset, count = (inputs[name].tolist() for name in ("bsize", "bstride", "boffset", "bcount"))
+    average, tol = bool(inputs["avgpool"]), float(inputs["tol"])
+    pads = []
+    for axis in (1, 0):
+        reach = offset[axis] + stride[axis] * (count[axis] - 1) + size[axis]
+        pads += [-offset[axis], max(0, reach - mask.shape[1 + axis])]
+
+    def run(tensors: Tensors) -> Tensors:
+        image = tensors["mask"].view(mask.shape[0], 1, *mask.shape[1:3])
+        around = functional.pad(image, pads, value=0.0 if average else float("-inf"))
+        pooled = (functional.avg_pool2d if average else functional.max_pool2d)(around, size, stride)
+        rows = (pooled[:, 0, : count[0], : count[1]] > tol).nonzero().int()
+        return {"active_block_indices": rows, "bin_counts": torch.tensor([len(rows)], dtype=torch.int32)}
+
+    return BoundRun(run, {"mask": mask}, (), device)
+
+
 def index_select(inputs: Arrays, dtype: str, device: str, *, operation: str) -> BoundRun:
     """Gather by PyTorch's ``index_select``, all positions worked out before.
 

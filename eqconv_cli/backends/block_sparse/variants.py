@@ -59,6 +59,7 @@ _PEER_LIMITS: dict[str, dict[str, str]] = {
         **{f"{axes}d": "it convolves images, of two axes" for axes in (1, 3, 4)},
     },
     "index_blocks": {**_RING, "strides": "it is made for stride 1"},
+    "pool": {"first": "an empty mask gives it no block"},
     "index_select": _PLAIN_BLOCKS,
     "index_copy": {**_PLAIN_BLOCKS, "overlap": "it is made for blocks that do not overlap", **_SUMS},
     "spconv": {"grouped": "it has no groups on the CPU", **{f"{axes}d": "it has 2 or 3 axes" for axes in (1, 4)}},
@@ -80,6 +81,7 @@ _SOURCES = {
     "conv2d": "PyTorch, the whole image in channels-last memory",
     "index_blocks": "PyTorch's index_select, conv2d and index_copy_, at the best of five block sizes",
     "spconv": "traveller59/spconv",
+    "pool": "PyTorch's max_pool2d or avg_pool2d, and nonzero",
     "index_select": "PyTorch's index_select",
     "index_copy": "PyTorch's index_copy_",
 }
@@ -90,6 +92,7 @@ _PEERS: dict[str, tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...]] = {
     "masked": (("conv2d", (), {}), ("index_blocks", (), {})),
     "masked_residual": (("conv2d", (), {}), ("conv2d", ("folded",), {"folded": True}), ("index_blocks", (), {})),
     "submanifold": (("conv2d", (), {}), ("spconv", (), {})),
+    "reduce_mask": (("pool", (), {}),),
     "gather": (("index_select", (), {}),),
     "scatter": (("index_copy", (), {}), ("index_copy", ("out",), {"in_place": True})),
 }

@@ -129,12 +129,14 @@ def subm(seed: int, height: int, width: int, channels: int, mask: str, sparsity:
     }
 
 
-def reduction(seed: int, height: int, width: int, mask: str, sparsity: float, block_size: str | int) -> Arrays:
-    """The active blocks of a mask."""
+def reduction(
+    seed: int, height: int, width: int, mask: str, sparsity: float, block_size: str | int, avgpool: bool
+) -> Arrays:
+    """The active blocks of a mask: those whose mean, or largest value, is above 0.05."""
     active = masks.make(mask, np.random.default_rng(seed), 1, height, width, sparsity)
     params, _ = _best(active, block_size, [(3, 3)])
     geometry = _words(bcount=params.bcount, bsize=params.bsize, bstride=params.bstrides, boffset=params.boffset)
-    return {"mask": active, **geometry, **_words(tol=_THRESHOLD, avgpool=True, on_empty="none")}
+    return {"mask": active, **geometry, **_words(tol=_THRESHOLD, avgpool=avgpool, on_empty="none")}
 
 
 def gathering(
@@ -255,10 +257,12 @@ def _operators() -> Iterator[Problem]:
     (height, width), _ = STAGES["conv-2"]
     size: dict[str, Parameter] = {"height": height, "width": width}
     masked: dict[str, Parameter] = {"mask": "blobs", "sparsity": 0.9, "block_size": "auto"}
-    nothing: dict[str, Parameter] = {}
+    largest: dict[str, Parameter] = {"avgpool": False}
+    mean: dict[str, Parameter] = {"avgpool": True}
     wide: dict[str, Parameter] = {"channels": 96}
     for name, operation, make, channels in (
-        ("reduce", "reduce_mask", reduction, nothing),
+        ("reduce-max", "reduce_mask", reduction, largest),
+        ("reduce-mean", "reduce_mask", reduction, mean),
         ("gather", "gather", gathering, wide),
         ("scatter", "scatter", scattering, wide),
     ):
