@@ -57,6 +57,8 @@ EQC_OPERATION(mask_pixels, eqc_mask)
 /* Windows over images [images, height, width, channels], as in eqc_mask, by a list of (image, i, j) in any order and with
  * repeats; entries whose window is outside the image are allowed, images and grid positions below 0 are not.
  *
+ * A window of block_gather and block_scatter has at most 2^31 - 1 pixels.
+ *
  *   block_gather: blocks[r] = the window of row r, 0 outside the image.
  *   block_scatter: y = base, then each row's window takes (or, with EQC_BS_ADD, adds) its block; where windows overlap
  *       the later row wins (or sums go in the order of the rows). blocks_in NULL: blocks of zeros. base may be y.
@@ -152,7 +154,8 @@ EQC_OPERATION(site_backward, eqc_sites)
  * in range. Numbers of axes that there are not are ignored.
  *
  *   site_outputs: the coordinates t for which some input site and tap o give t * stride - pad + o * dilation =
- *       coordinate with t in range of out_extent, sorted lexicographically.
+ *       coordinate with t in range of out_extent, sorted lexicographically; none, and on the cpu EQC_BAD_ARGUMENT, where
+ *       there are more than out_rows.
  *   site_table: for each output row and tap (the last axis fastest) the input row there, or -1. */
 typedef struct eqc_neighbours {
     int64_t axes; /* 1 to 4 */

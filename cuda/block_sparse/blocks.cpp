@@ -285,11 +285,12 @@ struct Covered {
 
 bool wrong_list(const eqc_blocks* a) { return !a || wrong_windows(*a) || a->rows < 0 || a->rows > largest_position; }
 
-/* Elements are counted in 64 bits, their bytes too. */
 bool wrong_blocks(const eqc_blocks* a) {
-    return wrong_list(a) || too_many(INT64_MAX / 8, a->rows, a->window_height, a->window_width, a->channels) ||
-           too_many(INT64_MAX / 8, a->images, a->height, a->width, a->channels);
+    return wrong_list(a) || too_many(most_numbers, a->rows, a->window_height, a->window_width, a->channels) ||
+           too_many(most_numbers, a->images, a->height, a->width, a->channels);
 }
+
+bool large_window(const eqc_blocks* a) { return too_many(largest_position, a->window_height, a->window_width); }
 
 bool no_image(const eqc_blocks* a) { return a->images * a->height * a->width * a->channels == 0; }
 
@@ -300,6 +301,7 @@ size_t block_gather_workspace(const eqc_blocks* a) {
 template <class T>
 int block_gather(const eqc_blocks* a, void* workspace) {
     if (wrong_blocks(a) || !workspace) return EQC_BAD_ARGUMENT;
+    if (large_window(a)) return EQC_UNSUPPORTED;
     const bool blocks = a->rows > 0 && a->channels > 0;
     if (blocks && (!a->index || !a->blocks || (!no_image(a) && !a->x))) return EQC_BAD_ARGUMENT;
     if (blocks) Gather<T>(*a, workspace).run();
@@ -313,6 +315,7 @@ size_t block_scatter_workspace(const eqc_blocks* a) {
 template <class T>
 int block_scatter(const eqc_blocks* a, void* workspace) {
     if (wrong_blocks(a) || !workspace || (a->rows > 0 && !a->index) || (!no_image(a) && !a->y)) return EQC_BAD_ARGUMENT;
+    if (large_window(a)) return EQC_UNSUPPORTED;
     if (!no_image(a)) Scatter<T>(*a, workspace).run();
     return EQC_OK;
 }

@@ -444,7 +444,7 @@ auto with_table(const eqc_neighbours& a, Arena& arena, const Body& body) {
 }
 
 bool wrong_table(const eqc_neighbours* a) {
-    return wrong(a) || too_many(INT64_MAX / 8, a->out_rows, Geometry(*a).taps);
+    return wrong(a) || too_many(most_numbers, a->out_rows, Geometry(*a).taps);
 }
 
 template <class T>

@@ -8,6 +8,7 @@
 
 #include "pixels.h"
 #include "rows.h"
+#include "windows.h"
 
 namespace eqc {
 inline namespace EQC_ISA {
@@ -21,8 +22,11 @@ bool wrong(const Arguments* a) {
     if (!a || a->threads < 0) return true;
     for (const int64_t n : {a->images, a->height, a->width, a->channels, a->bottleneck, a->sites})
         if (n < 0 || n > INT32_MAX) return true;
-    const int64_t lines = a->images * a->height;
-    return lines > INT32_MAX || lines * a->width > INT32_MAX || a->sites > lines * a->width || (a->sites > 0 && !a->site);
+    if (too_many(largest_position, a->images, a->height, a->width)) return true;
+    const int64_t pixels = a->images * a->height * a->width;
+    return too_many(most_numbers, pixels, larger(a->channels, a->bottleneck)) ||
+           too_many(most_numbers, larger(a->channels, 9 * a->bottleneck), a->bottleneck) || a->sites > pixels ||
+           (a->sites > 0 && !a->site);
 }
 
 template <class T>

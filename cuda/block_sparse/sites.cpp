@@ -6,6 +6,7 @@
 #include "outer.h"
 #include "pixels.h"
 #include "rows.h"
+#include "windows.h"
 
 namespace eqc {
 inline namespace EQC_ISA {
@@ -27,9 +28,11 @@ bool axis_fits(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t 
 bool fits_product(int64_t a, int64_t b, int64_t c) { return a == 0 || b == 0 || (fits(a * b) && fits(a * b * c)); }
 
 bool wrong(const Arguments* a) {
-    if (!a || a->sites < 0 || a->taps < 1 || a->channels < 0 || a->filters < 0 || a->threads < 0) return true;
-    if (!fits(a->sites) || !fits(a->taps) || !fits(a->in_rows) || !fits(a->out_rows + 1) || !fits(a->channels) ||
-        !fits(a->filters) || a->sites > a->out_rows)
+    if (!a || a->taps < 1 || a->threads < 0 || a->sites > a->out_rows || a->out_rows >= INT32_MAX) return true;
+    if (!fits(a->sites) || !fits(a->taps) || !fits(a->in_rows) || !fits(a->channels) || !fits(a->filters)) return true;
+    if (too_many(most_numbers, a->taps, a->channels, a->filters) || too_many(most_numbers, a->in_rows, a->channels) ||
+        too_many(most_numbers, a->out_rows, a->filters) || too_many(most_numbers, a->sites, a->taps) ||
+        too_many(most_numbers, a->in_rows, a->taps))
         return true;
     if (a->table) return a->site != nullptr;
     if (!axis_fits(a->height, a->out_height, a->kernel_height, a->stride_height, a->pad_height, a->dilation_height) ||

@@ -12,6 +12,8 @@ namespace {
 EQC_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int64_t largest_position = INT32_MAX;
+/* Of an array; more than the address space has room for. */
+constexpr int64_t most_numbers = int64_t(1) << 44;
 
 /* Whether a size is negative or the product of those that are not 0 is larger than `most`. */
 template <class... Sizes>

@@ -230,7 +230,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
  * (n + n * factor / 2^32) / 2^s (Granlund and Montgomery, PLDI 1994). */
 class Divider {
    public:
-    explicit Divider(int64_t divisor) : divisor_(unsigned(divisor < 1 ? 1 : divisor)) {
+    explicit Divider(int64_t divisor) : divisor_(unsigned(divisor < 1 || divisor > INT32_MAX ? 1 : divisor)) {
         while ((uint64_t(1) << shift_) < divisor_) {
             ++shift_;
         }

@@ -229,6 +229,7 @@ int thread_count(int wanted, int64_t items) {
                                                                      : int(std::thread::hardware_concurrency());
     }
     if (wanted > items) wanted = int(items);
+    if (wanted > 1 + most_helpers) wanted = 1 + most_helpers;
     return wanted < 1 ? 1 : wanted;
 }
 

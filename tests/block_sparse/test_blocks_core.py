@@ -179,6 +179,16 @@ def test_arguments_that_cannot_be(device):
             core.covered(device, windows, index, **change)
 
 
+def test_windows_of_more_pixels_than_can_be_numbered(device):
+    windows = Windows(1, 4, 4, (2, 2), (2, 2), (0, 0))
+    x, index = numbers((1, 4, 4, 3), "float32"), np.zeros((2, 3), np.int32)
+    large = {"window_height": 2**16, "window_width": 2**16}
+    with pytest.raises(EqconvError, match="does not compute"):
+        core.gather(device, x, windows, index, **large)
+    with pytest.raises(EqconvError, match="does not compute"):
+        core.scatter(device, np.zeros((2, 2, 2, 3), np.float32), windows, index, x, **large)
+
+
 # Properties.
 
 

@@ -593,6 +593,8 @@ def test_impossible_arguments(operation: str, good: dict[str, Any], needed: list
         ("block_gather", BLOCKS, {"window_height": 2**20, "window_width": 2**20}),
         ("block_scatter", BLOCKS, {"stride_width": 2**40}),
         ("site_table", SITES, {"extent_0": 2**40}),
+        ("site_table", SITES, {"stride_0": 2**40}),
+        ("site_outputs", SITES, {"kernel_0": 2**40}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -36,16 +36,36 @@ def test_clean(builds: dict[str, Build], sanitizer: str, driver: str) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("array", ["x", "centre", "rowptr", "col", "local", "w", "y", "dx", "dvalues", "dw"])
+#: Arrays of each driver that are made too short.
+SHORT = {
+    "feature_steered": ["x", "centre", "rowptr", "col", "local", "w", "y", "dx", "dvalues", "dw"],
+    "block_sparse": [
+        "masks.mask",
+        "masks.triples",
+        "blocks.index",
+        "blocks.y",
+        "sites.x",
+        "sites.table",
+        "sites.dx",
+        "neighbours.coords",
+        "neighbours.table",
+        "residual.w2",
+    ],
+}
+
+
+@pytest.mark.parametrize(("driver", "array"), [(driver, array) for driver in SHORT for array in SHORT[driver]])
 @pytest.mark.parametrize(("memory", "message"), [("heap", "heap-buffer-overflow"), ("page", "SEGV on unknown address")])
-def test_an_array_that_ends_too_early_is_seen(builds: dict[str, Build], array: str, memory: str, message: str) -> None:
-    done = run(builds["address"].program("feature_steered"), array, memory)
+def test_an_array_that_ends_too_early_is_seen(
+    builds: dict[str, Build], driver: str, array: str, memory: str, message: str
+) -> None:
+    done = run(builds["address"].program(driver), array, memory)
     assert done.returncode != 0
     assert message in done.stderr
     assert str(CUDA) in done.stderr
 
 
-@pytest.mark.parametrize("driver", ["feature_steered", "parallel"])
+@pytest.mark.parametrize("driver", ["feature_steered", "block_sparse", "parallel"])
 def test_a_race_is_seen(builds: dict[str, Build], driver: str, tmp_path: Path) -> None:
     """Sums that do not wait for their turn."""
     build = builds["thread"]
