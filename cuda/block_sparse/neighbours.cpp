@@ -410,14 +410,12 @@ auto with_outputs(const eqc_neighbours& a, Arena& arena, const Body& body) {
     });
 }
 
-template <class T>
-size_t site_outputs_workspace(const eqc_neighbours* a) {
+size_t outputs_workspace(const eqc_neighbours* a) {
     if (wrong(a) || too_many_outputs(*a)) return 0;
     Arena arena(nullptr);
     return with_outputs(*a, arena, [&](const auto&) { return arena.used(); });
 }
-template <class T>
-int site_outputs(const eqc_neighbours* a, void* workspace) {
+int make_outputs(const eqc_neighbours* a, void* workspace) {
     if (wrong(a) || !workspace || !a->made_count || (a->rows > 0 && !a->coords)) return EQC_BAD_ARGUMENT;
     if (a->out_rows > 0 && !a->made_coords) return EQC_BAD_ARGUMENT;
     if (too_many_outputs(*a)) return EQC_UNSUPPORTED;
@@ -447,14 +445,12 @@ bool wrong_table(const eqc_neighbours* a) {
     return wrong(a) || too_many(INT64_MAX / 8, a->out_rows, Geometry(*a).taps);
 }
 
-template <class T>
-size_t site_table_workspace(const eqc_neighbours* a) {
+size_t table_workspace(const eqc_neighbours* a) {
     if (wrong_table(a) || too_large_grid(*a, Geometry(*a).in)) return 0;
     Arena arena(nullptr);
     return with_table(*a, arena, [&](const auto&) { return arena.used(); });
 }
-template <class T>
-int site_table(const eqc_neighbours* a, void* workspace) {
+int make_table(const eqc_neighbours* a, void* workspace) {
     if (wrong_table(a) || !workspace || (a->rows > 0 && !a->coords)) return EQC_BAD_ARGUMENT;
     if (a->out_rows > 0 && (!a->out_coords || !a->table)) return EQC_BAD_ARGUMENT;
     if (too_large_grid(*a, Geometry(*a).in)) return EQC_UNSUPPORTED;
@@ -463,6 +459,24 @@ int site_table(const eqc_neighbours* a, void* workspace) {
         table.run();
         return EQC_OK;
     });
+}
+
+/* No real number takes part. */
+template <class T>
+size_t site_outputs_workspace(const eqc_neighbours* a) {
+    return outputs_workspace(a);
+}
+template <class T>
+int site_outputs(const eqc_neighbours* a, void* workspace) {
+    return make_outputs(a, workspace);
+}
+template <class T>
+size_t site_table_workspace(const eqc_neighbours* a) {
+    return table_workspace(a);
+}
+template <class T>
+int site_table(const eqc_neighbours* a, void* workspace) {
+    return make_table(a, workspace);
 }
 
 }  // namespace

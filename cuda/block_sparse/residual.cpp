@@ -169,4 +169,4 @@ int residual(const Arguments* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(residual_forward, eqc_residual, eqc::residual)
+EQC_DEFINE_AMX(residual_forward, eqc_residual, eqc::residual)

@@ -310,5 +310,5 @@ int backward(const Arguments* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(site_forward, eqc_sites, eqc::forward)
-EQC_DEFINE(site_backward, eqc_sites, eqc::backward)
+EQC_DEFINE_AMX(site_forward, eqc_sites, eqc::forward)
+EQC_DEFINE_AMX(site_backward, eqc_sites, eqc::backward)

@@ -392,5 +392,5 @@ int backward(const Arguments* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(feature_steered_forward, eqc_feature_steered, eqc::forward)
-EQC_DEFINE(feature_steered_backward, eqc_feature_steered, eqc::backward)
+EQC_DEFINE_AMX(feature_steered_forward, eqc_feature_steered, eqc::forward)
+EQC_DEFINE_AMX(feature_steered_backward, eqc_feature_steered, eqc::backward)
