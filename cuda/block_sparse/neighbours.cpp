@@ -3,7 +3,10 @@
  * A cell is a batch entry and a place in the extents, numbered in row-major order, so the order of the numbers is that of
  * the coordinates. Where there are not many more cells than sites, all of them have a place in memory; otherwise those
  * that are needed are hashed.
+ *
+ * All of it is integers one at a time: wide vectors gain nothing, so the portable build has it alone.
  */
+#if !defined(EQC_ISA_AVX512) && !defined(EQC_ISA_AVX2)
 #include <algorithm>
 #include <numeric>
 
@@ -485,5 +488,6 @@ int site_table(const eqc_neighbours* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(site_outputs, eqc_neighbours, eqc::site_outputs)
-EQC_DEFINE(site_table, eqc_neighbours, eqc::site_table)
+EQC_DEFINE_ONCE(site_outputs, eqc_neighbours, eqc::site_outputs)
+EQC_DEFINE_ONCE(site_table, eqc_neighbours, eqc::site_table)
+#endif

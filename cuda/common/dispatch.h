@@ -16,6 +16,10 @@
     extern "C" size_t EQC_LOCAL(symbol##_workspace)(const arguments* a) { return function##_workspace<T>(a); } \
     extern "C" int EQC_LOCAL(symbol)(const arguments* a, void* workspace) { return function<T>(a, workspace); }
 
+#define EQC_PUBLIC_PORTABLE(symbol, arguments)                                               \
+    size_t symbol##_workspace(const arguments* a) { return symbol##_workspace_portable(a); } \
+    int symbol(const arguments* a, void* workspace, void*) { return symbol##_portable(a, workspace); }
+
 #if defined(EQC_ISA_AVX512) || defined(EQC_ISA_AVX2)
 #define EQC_DEFINE_PUBLIC(symbol, arguments, widest)
 #elif defined(__x86_64__)
@@ -43,9 +47,7 @@
         }                                                                   \
     }
 #else
-#define EQC_DEFINE_PUBLIC(symbol, arguments, widest)                                         \
-    size_t symbol##_workspace(const arguments* a) { return symbol##_workspace_portable(a); } \
-    int symbol(const arguments* a, void* workspace, void*) { return symbol##_portable(a, workspace); }
+#define EQC_DEFINE_PUBLIC(symbol, arguments, widest) EQC_PUBLIC_PORTABLE(symbol, arguments)
 #endif
 
 #define EQC_DEFINE_FOR(operation, arguments, function, widest)           \
@@ -56,7 +58,14 @@
 
 #define EQC_DEFINE(operation, arguments, function) EQC_DEFINE_FOR(operation, arguments, function, avx512)
 
-/* The same for an operation that uses the matrix unit, which computes in float only. */
+/* The same for an operation that is the portable build's alone, */
+#define EQC_DEFINE_ONCE(operation, arguments, function)                  \
+    EQC_DEFINE_LOCAL(eqc_##operation##_f32, arguments, function, float)  \
+    EQC_DEFINE_LOCAL(eqc_##operation##_f64, arguments, function, double) \
+    EQC_PUBLIC_PORTABLE(eqc_##operation##_f32, arguments)                \
+    EQC_PUBLIC_PORTABLE(eqc_##operation##_f64, arguments)
+
+/* and for one that uses the matrix unit, which computes in float only. */
 #if defined(EQC_ISA_AMX)
 #define EQC_DEFINE_AMX(operation, arguments, function) \
     EQC_DEFINE_LOCAL(eqc_##operation##_f32, arguments, function, float)
