@@ -1,8 +1,8 @@
 /* Neighbours of sites, on the CPU.
  *
- * A cell is a batch entry and a place in the extents, numbered in row-major order, so the order of the numbers is that of
- * the coordinates. Where there are not many more cells than sites, all of them have a place in memory; otherwise those
- * that are needed are hashed.
+ * A cell is a batch entry and a place in the extents, numbered in row-major order, so the order of the numbers is that
+ * of the coordinates. Where there are not many more cells than sites, all of them have a place in memory; otherwise
+ * those that are needed are hashed.
  *
  * All of it is integers one at a time: wide vectors gain nothing, so the portable build has it alone.
  */
@@ -96,7 +96,7 @@ struct Table {
     Map map;
     /* Where all cells are in memory, they are few. */
     using Offset = std::conditional_t<std::is_same_v<Map, DenseMap>, int32_t, int64_t>;
-    Offset* offset; /* [taps] from the cell of a kernel's first tap to the tap's; means something where both are inside */
+    Offset* offset; /* [taps] from the cell of a kernel's first tap to the tap's; of use where both are inside */
     int32_t* place; /* [taps, axes] */
 
     Table(const eqc_neighbours& arguments, int64_t most, Arena& arena)
@@ -240,7 +240,8 @@ class Reach {
 
 /* Calls body(cell, step, count) for the outputs that input rows reach, a line along the last axis at a time. */
 template <int axes, class Body>
-inline void for_reached(const eqc_neighbours& a, const Geometry& g, const Grid<axes>& out, int threads, const Body& body) {
+inline void for_reached(const eqc_neighbours& a, const Geometry& g, const Grid<axes>& out, int threads,
+                        const Body& body) {
     constexpr int64_t piece = 1024;
     const Grid<axes> in(a.batch, g.in);
     const Reach reach[most_axes] = {{g, 0}, {g, axes > 1 ? 1 : 0}, {g, axes > 2 ? 2 : 0}, {g, axes > 3 ? 3 : 0}};

@@ -1,8 +1,8 @@
 /* The bottleneck at a list of pixels on the CPU; compiled once for each instruction set, chosen when it is called.
  *
- * h2 is made first, once for each pixel that a listed one reads, in an image in the workspace of which only those pixels
- * are touched. Then tiles of listed pixels: the 3x3 convolution of h2 and the last product, with nothing in between but
- * the tile's M numbers a pixel. Scales are multiplied into the weights before them.
+ * h2 is made first, once for each pixel that a listed one reads, in an image in the workspace of which only those
+ * pixels are touched. Then tiles of listed pixels: the 3x3 convolution of h2 and the last product, with nothing in
+ * between but the tile's M numbers a pixel. Scales are multiplied into the weights before them.
  */
 #include "block_sparse.h"
 
@@ -22,7 +22,8 @@ bool wrong(const Arguments* a) {
     for (const int64_t n : {a->images, a->height, a->width, a->channels, a->bottleneck, a->sites})
         if (n < 0 || n > INT32_MAX) return true;
     const int64_t lines = a->images * a->height;
-    return lines > INT32_MAX || lines * a->width > INT32_MAX || a->sites > lines * a->width || (a->sites > 0 && !a->site);
+    return lines > INT32_MAX || lines * a->width > INT32_MAX || a->sites > lines * a->width ||
+           (a->sites > 0 && !a->site);
 }
 
 template <class T>
@@ -73,7 +74,8 @@ struct Residual {
         first.pack(scale(C, a.w1, a.scale2), false, array(a.shift2));
         second.pack(scale(9 * M, a.w2, a.scale3), false, array(a.shift3));
         third.pack(array(a.w3), false, nullptr);
-        const Geometry g{int32_t(a.height), int32_t(a.width), int32_t(a.height), int32_t(a.width), 3, 3, 1, 1, 1, 1, 1, 1};
+        const Geometry g{
+            int32_t(a.height), int32_t(a.width), int32_t(a.height), int32_t(a.width), 3, 3, 1, 1, 1, 1, 1, 1};
         set_outside();
         find(g, count);
         const int64_t tile = first.tile_sites(read.count());

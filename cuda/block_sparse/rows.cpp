@@ -5,8 +5,8 @@ namespace eqc {
 inline namespace EQC_ISA {
 namespace {
 
-/* Where the matrix unit is faster than vectors: rows are split for each tap, which many columns must make up for, and it
- * works on 32 channels and columns at once. */
+/* Where the matrix unit is faster than vectors: rows are split for each tap, which many columns must make up for, and
+ * it works on 32 channels and columns at once. */
 template <class T>
 bool unit_pays_for_rows(int64_t channels, int64_t columns) {
 #if defined(EQC_ISA_AMX)

@@ -3,8 +3,8 @@
  *   y[site] = bias + sum over taps t of x[row(site, t)] · w[t],
  *
  * the heart of every convolution at a list of sites. Several sites at a time have all their sums in registers; rows are
- * read where they are, so nothing is gathered and nothing is padded. A sum's terms are always added in the order of taps
- * and channels: results depend neither on tiles nor on threads.
+ * read where they are, so nothing is gathered and nothing is padded. A sum's terms are always added in the order of
+ * taps and channels: results depend neither on tiles nor on threads.
  */
 #ifndef EQC_BLOCK_SPARSE_ROWS_H
 #define EQC_BLOCK_SPARSE_ROWS_H
@@ -27,11 +27,11 @@ constexpr int group_sites(int vectors) { return vectors == 1 ? 8 : vectors == 2 
 /* All groups divide it, as do the matrix unit's 32 sites. */
 constexpr int64_t site_quantum = 96;
 
-/* Matrices w[tap] [channels, columns] as strips of whole vectors, [strip, tap, channel, column of the strip], 0 beyond the
- * columns.
+/* Matrices w[tap] [channels, columns] as strips of whole vectors, [strip, tap, channel, column of the strip], 0 beyond
+ * the columns.
  *
  * Where columns would leave half of a vector empty, a vector holds half as many of them, each for two channels in turn:
- * it is multiplied with the two numbers of a row, over and over, and a column's sum is that of two neighbouring lanes. */
+ * it is multiplied with the two numbers of a row, over and over, and a column's sum is that of two neighbours. */
 template <class T>
 struct Strips {
     static constexpr int lanes = Vector<T>::lanes;

@@ -236,7 +236,8 @@ struct Backward {
     void table_dx(int64_t count) {
         const int32_t* readers = a.inverse;
         if (!readers) {
-            for_blocks(a.in_rows * a.taps, [&](int64_t first, int64_t some) { std::fill_n(inverse + first, some, -1); });
+            for_blocks(a.in_rows * a.taps,
+                       [&](int64_t first, int64_t some) { std::fill_n(inverse + first, some, -1); });
             for_blocks(count, [&](int64_t first, int64_t some) {
                 for (int64_t i = first; i < first + some; ++i)
                     for (int64_t t = 0; t < a.taps; ++t) {
