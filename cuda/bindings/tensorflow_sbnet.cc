@@ -244,8 +244,7 @@ class SparseScatter : public SparseBlocks<T, device> {
         if (add_ && !atomic_ && windows.overlap())
             return absl::InvalidArgumentError(
                 "add=True, atomic=False needs windows that do not overlap, but bstride is below bsize: "
-                "give atomic=True "
-                "to sum where they overlap");
+                "give atomic=True to sum where they overlap");
         Tensor index;
         TF_RETURN_IF_ERROR(this->rows(ctx, &a, &index));
         // The list may be longer than what counts, and the stack with it.

@@ -100,7 +100,7 @@ EQC_OPERATION(block_pixels, eqc_blocks)
  *     (i, j), number i * kernel_width + j, of (n, h, w) is the pixel (n, h * stride_height - pad_height + i *
  *     dilation_height, ...) of the input [images, height, width], missing outside of it; or from
  *   - the table form: table[i, t] is the row of x for entry i of the list, -1 where there is none. Within one tap no
-     row of x is named twice.
+ *     row of x is named twice.
  * No site is listed twice.
  *
  * site_backward gives dx (all of it, 0 where no site reads), dw and db of <dy, y>; of dy only the listed sites are

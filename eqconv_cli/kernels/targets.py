@@ -73,8 +73,9 @@ class Target:
 
 
 def _cpu_rules(machine: str) -> tuple[Rule, ...]:
-    """On x86-64 every kernel three times, and those that name AMX once more, to be chosen when it runs; elsewhere once,
-    for the processor at hand."""
+    """On x86-64 every kernel three times, to be chosen when it runs, and a fourth time those that name AMX; elsewhere
+    once, for the processor at hand.
+    """
     kernels, kernels_without = "*/*.cpp", (_COMMON, _BINDINGS, _EMULATION)
     if machine.lower() not in ("x86_64", "amd64"):
         flags = (*_OPTIMISED, "-march=native")
