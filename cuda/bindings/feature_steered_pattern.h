@@ -1,7 +1,8 @@
 /* The pattern of a feature-steered operation as one int64 array, which is cheaper to hand over than a dozen.
  *
- * Sections follow each other in the order below, each from a multiple of 8 words (64 bytes) on; int32 entries lie two in
- * a word. Which optional ones there are is told by `parts`. eqconv_cli/backends/feature_steered/schedule.py packs it.
+ * Sections follow each other in the order below, each from a multiple of 8 words (64 bytes) on; int32 entries lie two
+ * in a word. Which optional ones there are is told by `parts`. eqconv_cli/backends/feature_steered/schedule.py packs
+ * it.
  */
 #ifndef EQC_FEATURE_STEERED_PATTERN_H
 #define EQC_FEATURE_STEERED_PATTERN_H

@@ -1,7 +1,7 @@
 /* Spatially sparse convolution as TensorFlow operators, one for each operation of the contract.
  *
- * A list is an array with a `count` [1] of the entries that count, or [0] when all do. On the CPU, results of an unknown
- * length have exactly that length; on a GPU they have room for everything, so that nobody waits for the number.
+ * A list is an array with a `count` [1] of the entries that count, or [0] when all do. On the CPU, results of an
+ * unknown length have exactly that length; on a GPU they have room for everything, so that nobody waits for the number.
  * Gradients are registered in Python.
  */
 #include "tensorflow_block_sparse.h"
@@ -428,7 +428,8 @@ class SiteForward : public Sites<T, device> {
         a.y = this->fresh(*y);
         // Every row of a whole table is written.
         if (!this->tabled_ || a.count != nullptr)
-            TF_RETURN_IF_ERROR(this->start(ctx, based_ ? memory_of(*base) : nullptr, a.y, a.out_rows, a.filters, a.threads));
+            TF_RETURN_IF_ERROR(
+                this->start(ctx, based_ ? memory_of(*base) : nullptr, a.y, a.out_rows, a.filters, a.threads));
         return this->run(ctx, site_forward, a);
     }
 
@@ -513,12 +514,13 @@ class Neighbours : public CoreKernel<float, device> {
         const int32_t* geometry;
         TF_RETURN_IF_ERROR(numbers(ctx, "geometry", 1 + axis_groups * a->axes, &geometry));
         a->batch = geometry[0];
-        int64_t* const fields[axis_groups][4] = {{&a->extent_0, &a->extent_1, &a->extent_2, &a->extent_3},
-                                                 {&a->out_extent_0, &a->out_extent_1, &a->out_extent_2, &a->out_extent_3},
-                                                 {&a->kernel_0, &a->kernel_1, &a->kernel_2, &a->kernel_3},
-                                                 {&a->stride_0, &a->stride_1, &a->stride_2, &a->stride_3},
-                                                 {&a->pad_0, &a->pad_1, &a->pad_2, &a->pad_3},
-                                                 {&a->dilation_0, &a->dilation_1, &a->dilation_2, &a->dilation_3}};
+        int64_t* const fields[axis_groups][4] = {
+            {&a->extent_0, &a->extent_1, &a->extent_2, &a->extent_3},
+            {&a->out_extent_0, &a->out_extent_1, &a->out_extent_2, &a->out_extent_3},
+            {&a->kernel_0, &a->kernel_1, &a->kernel_2, &a->kernel_3},
+            {&a->stride_0, &a->stride_1, &a->stride_2, &a->stride_3},
+            {&a->pad_0, &a->pad_1, &a->pad_2, &a->pad_3},
+            {&a->dilation_0, &a->dilation_1, &a->dilation_2, &a->dilation_3}};
         const int32_t least[axis_groups] = {0, 0, 1, 1, INT32_MIN, 1};
         for (int group = 0; group < axis_groups; ++group)
             for (int axis = 0; axis < 4; ++axis) {
@@ -639,7 +641,8 @@ class Residual : public RowsKernel<T, device> {
         TF_RETURN_IF_ERROR(ctx->input("site", &site));
         TF_RETURN_IF_ERROR(ctx->input("base", &base));
         if (x->dims() != 4) return wrong_shape("x", *x, "[N,H,W,C]");
-        if (w1->dims() != 2 || w1->dim_size(0) != x->dim_size(3)) return wrong_shape("w1", *w1, "[C,M] with the C of x");
+        if (w1->dims() != 2 || w1->dim_size(0) != x->dim_size(3))
+            return wrong_shape("w1", *w1, "[C,M] with the C of x");
         if (site->dims() != 1) return wrong_shape("site", *site, "[P]");
         if (!blank_ && base->shape() != x->shape()) return wrong_shape("base", *base, x->shape().DebugString());
         a.images = x->dim_size(0);

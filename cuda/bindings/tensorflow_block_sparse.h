@@ -1,7 +1,7 @@
 /* What the TensorFlow operators on masks and blocks have in common, whatever their names and index types.
  *
- * Sizes are checked everywhere and the contents of lists where the host can read them, so that no call reads memory that
- * is not its own; on a GPU the kernels ignore entries that name nothing.
+ * Sizes are checked everywhere and the contents of lists where the host can read them, so that no call reads memory
+ * that is not its own; on a GPU the kernels ignore entries that name nothing.
  */
 #ifndef EQC_TENSORFLOW_BLOCK_SPARSE_H
 #define EQC_TENSORFLOW_BLOCK_SPARSE_H
@@ -107,10 +107,10 @@ absl::Status counted(OpKernelContext* ctx, int64_t capacity, const int32_t** mem
 inline absl::Status check_rows(const int32_t* rows, int64_t count, int64_t images) {
     for (int64_t r = 0; r < count; ++r)
         if (rows[3 * r] < 0 || rows[3 * r] >= images || rows[3 * r + 1] < 0 || rows[3 * r + 2] < 0)
-            return absl::InvalidArgumentError(
-                "active_block_indices[" + std::to_string(r) + "] is (" + std::to_string(rows[3 * r]) + ", " +
-                std::to_string(rows[3 * r + 1]) + ", " + std::to_string(rows[3 * r + 2]) + "): the image must be in [0, " +
-                std::to_string(images) + "), block row and column 0 or above");
+            return absl::InvalidArgumentError("active_block_indices[" + std::to_string(r) + "] is (" +
+                                              std::to_string(rows[3 * r]) + ", " + std::to_string(rows[3 * r + 1]) +
+                                              ", " + std::to_string(rows[3 * r + 2]) + "): the image must be in [0, " +
+                                              std::to_string(images) + "), block row and column 0 or above");
     return absl::OkStatus();
 }
 

@@ -228,19 +228,22 @@ REGISTER_OP("EqconvFeatureSteeredBackward")
     .Attr("core: string = ''")
     .SetShapeFn(backward_shape);
 
-#define REGISTER_FEATURE_STEERED(T)                                                                                \
-    REGISTER_KERNEL_BUILDER(                                                                                       \
-        Name("EqconvFeatureSteeredForward").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),                 \
-        FeatureSteeredForward<T, eqc::CPU>);                                                                       \
-    REGISTER_KERNEL_BUILDER(                                                                                       \
-        Name("EqconvFeatureSteeredBackward").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),                \
-        FeatureSteeredBackward<T, eqc::CPU>);                                                                      \
-    REGISTER_KERNEL_BUILDER(                                                                                       \
-        Name("EqconvFeatureSteeredForward").Device(tensorflow::DEVICE_GPU).HostMemory("layout").TypeConstraint<T>("T"),  \
-        FeatureSteeredForward<T, eqc::CUDA>);                                                                      \
-    REGISTER_KERNEL_BUILDER(                                                                                       \
-        Name("EqconvFeatureSteeredBackward").Device(tensorflow::DEVICE_GPU).HostMemory("layout").TypeConstraint<T>("T"), \
-        FeatureSteeredBackward<T, eqc::CUDA>);
+#define REGISTER_FEATURE_STEERED(T)                                                                                    \
+    REGISTER_KERNEL_BUILDER(Name("EqconvFeatureSteeredForward").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"), \
+                            FeatureSteeredForward<T, eqc::CPU>);                                                       \
+    REGISTER_KERNEL_BUILDER(                                                                                           \
+        Name("EqconvFeatureSteeredBackward").Device(tensorflow::DEVICE_CPU).TypeConstraint<T>("T"),                    \
+        FeatureSteeredBackward<T, eqc::CPU>);                                                                          \
+    REGISTER_KERNEL_BUILDER(Name("EqconvFeatureSteeredForward")                                                        \
+                                .Device(tensorflow::DEVICE_GPU)                                                        \
+                                .HostMemory("layout")                                                                  \
+                                .TypeConstraint<T>("T"),                                                               \
+                            FeatureSteeredForward<T, eqc::CUDA>);                                                      \
+    REGISTER_KERNEL_BUILDER(Name("EqconvFeatureSteeredBackward")                                                       \
+                                .Device(tensorflow::DEVICE_GPU)                                                        \
+                                .HostMemory("layout")                                                                  \
+                                .TypeConstraint<T>("T"),                                                               \
+                            FeatureSteeredBackward<T, eqc::CUDA>);
 
 REGISTER_FEATURE_STEERED(float)
 REGISTER_FEATURE_STEERED(double)

@@ -1,8 +1,8 @@
 /* SBNet's own operators for TensorFlow: names, attributes, inputs and results as in uber-research/sbnet.
  *
  * They differ where its are at fault: lists are in raster order and have the length that counts, sums of overlapping
- * blocks go in the order of the rows, and sizes are checked. Lists of int16 and their length are in host memory on every
- * device. An empty mask gives block (0, 0, 0), as there. Gradients are registered in Python.
+ * blocks go in the order of the rows, and sizes are checked. Lists of int16 and their length are in host memory on
+ * every device. An empty mask gives block (0, 0, 0), as there. Gradients are registered in Python.
  */
 #include "tensorflow_block_sparse.h"
 #include "tensorflow_variable.h"
@@ -229,8 +229,8 @@ class SparseScatter : public SparseBlocks<T, device> {
         TF_RETURN_IF_ERROR(this->set_image("ybase", base.shape(), windows, &a));
         if (add_ && !atomic_ && windows.overlap())
             return absl::InvalidArgumentError(
-                "add=True, atomic=False needs windows that do not overlap, but bstride is below bsize: give atomic=True "
-                "to sum where they overlap");
+                "add=True, atomic=False needs windows that do not overlap, but bstride is below bsize: "
+                "give atomic=True to sum where they overlap");
         Tensor index;
         TF_RETURN_IF_ERROR(this->rows(ctx, &a, &index));
         // The list may be longer than what counts, and the stack with it.

@@ -1,7 +1,7 @@
 /* Spatially sparse convolution as PyTorch operators, one for each operation of block_sparse.h.
  *
- * Where a kernel leaves part of its result alone there are two operators: one that makes the result from a base, and one
- * with a trailing underscore that computes into a tensor of the caller.
+ * Where a kernel leaves part of its result alone there are two operators: one that makes the result from a base, and
+ * one with a trailing underscore that computes into a tensor of the caller.
  */
 #include <algorithm>
 #include <vector>
@@ -354,7 +354,8 @@ eqc_neighbours neighbours_arguments(Call& call, const Tensor& coords, const Mayb
     }
     STD_TORCH_CHECK(possible, "geometry is ",
                     text(torch::headeronly::IntHeaderOnlyArrayRef(geometry.data(), geometry.size())), " and batch is ",
-                    batch, ": kernel, strides and dilation must be at least 1, and no number below 0 or above 2^31 - 1");
+                    batch,
+                    ": kernel, strides and dilation must be at least 1, and no number below 0 or above 2^31 - 1");
     a.flags = int32_t(flags);
     a.threads = call.threads(threads);
     a.coords = call.indices<2>("coords", coords, {a.rows, 1 + a.axes});

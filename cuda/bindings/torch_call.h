@@ -1,4 +1,5 @@
-/* What the PyTorch operators of all families have in common: a call of one operation of a core, with its tensors checked.
+/* What the PyTorch operators of all families have in common: a call of one operation of a core, with its tensors
+ * checked.
  *
  * What a Python caller can get wrong is checked here and in the operators, so that no call reads memory that is not its
  * own; the contents of index arrays are those of a plan and are not checked again.

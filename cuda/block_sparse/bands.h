@@ -43,7 +43,8 @@ class Bands {
     void run(int threads, int64_t height, const Body& body) const {
         const int64_t rows = a_.images * a_.height, listed = listed_rows(a_), pieces = (listed + piece - 1) / piece;
         const int64_t bands = (rows + height - 1) / height;
-        if (bands > 1) parallel_for(threads, (pieces + 63) / 64, [&](int64_t item, int) { measure(64 * item, listed); });
+        if (bands > 1)
+            parallel_for(threads, (pieces + 63) / 64, [&](int64_t item, int) { measure(64 * item, listed); });
         parallel_for(threads, bands, [&](int64_t band, int) {
             const int64_t first = band * height, end = smaller(rows, first + height);
             body(first, end, [&](const auto& use) EQC_INLINE_LAMBDA {

@@ -19,12 +19,12 @@ enum eqc_block_sparse_flags {
     EQC_BS_TRANSPOSE = 1, /* blocks are [rows, C, h, w] */
     EQC_BS_ADD = 2,       /* block_scatter: add, in the order of the rows, instead of letting the last row win */
     EQC_BS_OWNED = 4,     /* block_gather: 0 at pixels that a later row covers, too */
-    EQC_BS_RELU = 1,      /* site_forward: y = max(y, 0); site_backward reads y and lets a cotangent through where y > 0 */
-    EQC_BS_ORIGINAL = 2   /* residual: what is outside the image is 0 before the first normalisation, not after the second */
+    EQC_BS_RELU = 1,      /* site_forward: y = max(y, 0); site_backward reads y, lets a cotangent through where y > 0 */
+    EQC_BS_ORIGINAL = 2   /* residual: outside of the image 0 is before the first normalisation, not after the second */
 };
 
-/* A mask [images, height, width] and windows over it: window (i, j) is the rows offset_height + stride_height * i and the
- * window_height - 1 after it, likewise for columns; it may lie outside the image partly or wholly.
+/* A mask [images, height, width] and windows over it: window (i, j) is the rows offset_height + stride_height * i and
+ * the window_height - 1 after it, likewise for columns; it may lie outside the image partly or wholly.
  *
  * A window is active when a value inside the image is above the tolerance or, with EQC_BS_AVERAGE, when the sum of the
  * values inside the image, divided by the whole window, is. Comparisons are in float, NaN compares false. */
@@ -54,8 +54,8 @@ typedef struct eqc_mask {
 EQC_OPERATION(mask_blocks, eqc_mask)
 EQC_OPERATION(mask_pixels, eqc_mask)
 
-/* Windows over images [images, height, width, channels], as in eqc_mask, by a list of (image, i, j) in any order and with
- * repeats; entries whose window is outside the image are allowed, images and grid positions below 0 are not.
+/* Windows over images [images, height, width, channels], as in eqc_mask, by a list of (image, i, j) in any order and
+ * with repeats; entries whose window is outside the image are allowed, images and grid positions below 0 are not.
  *
  * A window of block_gather and block_scatter has at most 2^31 - 1 pixels.
  *
@@ -101,11 +101,12 @@ EQC_OPERATION(block_pixels, eqc_blocks)
  *   - the image form (table NULL): sites are flat positions of the output [images, out_height, out_width], and tap
  *     (i, j), number i * kernel_width + j, of (n, h, w) is the pixel (n, h * stride_height - pad_height + i *
  *     dilation_height, ...) of the input [images, height, width], missing outside of it; or from
- *   - the table form: table[i, t] is the row of x for entry i of the list, -1 where there is none. Within one tap no row
- *     of x is named twice.
+ *   - the table form: table[i, t] is the row of x for entry i of the list, -1 where there is none. Within one tap no
+ *     row of x is named twice.
  * No site is listed twice.
  *
- * site_backward gives dx (all of it, 0 where no site reads), dw and db of <dy, y>; of dy only the listed sites are read. */
+ * site_backward gives dx (all of it, 0 where no site reads), dw and db of <dy, y>; of dy only the listed sites are
+ * read. */
 typedef struct eqc_sites {
     int64_t sites; /* capacity of the list */
     int64_t taps;
@@ -206,8 +207,8 @@ EQC_OPERATION(site_table, eqc_neighbours)
  *   y[p] = x[p] + w3^T relu(scale3 * (3x3 convolution of h2)[p] + shift3),
  *   h2 = relu(scale2 * h1 + shift2),  h1 = w1^T a,  a = relu(scale1 * x + shift1), or x when scale1 is NULL.
  *
- * Rows of y that are not in the list are left alone. Outside the image h2 is 0 or, with EQC_BS_ORIGINAL, what x = 0 gives.
- * y is not x. No pixel is listed twice. */
+ * Rows of y that are not in the list are left alone. Outside the image h2 is 0 or, with EQC_BS_ORIGINAL, what x = 0
+ * gives. y is not x. No pixel is listed twice. */
 typedef struct eqc_residual {
     int64_t images;
     int64_t height;

@@ -1,8 +1,8 @@
 /* Blocks out of images and back, on the CPU.
  *
- * Gather goes through the list: a row of a window is one run of numbers. Scatter and everything that depends on the order
- * of the list goes through bands of the images, where each pixel has one thread. Blocks with the channels first pass
- * through registers, a square of pixels and channels at a time.
+ * Gather goes through the list: a row of a window is one run of numbers. Scatter and everything that depends on the
+ * order of the list goes through bands of the images, where each pixel has one thread. Blocks with the channels first
+ * pass through registers, a square of pixels and channels at a time.
  */
 #include "bands.h"
 #include "bit_rows.h"
@@ -28,7 +28,8 @@ EQC_INLINE void put(T* to, const T* from, int64_t n) {
     for (; k + lanes <= n; k += lanes) store(to + k, add ? load(to + k) + load(from + k) : load(from + k));
     if (k < n) {
         const int last = int(n - k);
-        store_first(to + k, add ? load_first(to + k, last) + load_first(from + k, last) : load_first(from + k, last), last);
+        store_first(to + k, add ? load_first(to + k, last) + load_first(from + k, last) : load_first(from + k, last),
+                    last);
     }
 }
 
@@ -248,7 +249,8 @@ struct Scatter {
         for (int64_t k = 0; k < lines; ++k) {
             T* to = y + ((window.image * a.height + window.y.begin + k) * a.width + window.x.begin) * a.channels;
             if (block)
-                put<T, add>(to, block + ((window.y.skipped + k) * a.window_width + window.x.skipped) * a.channels, inside);
+                put<T, add>(to, block + ((window.y.skipped + k) * a.window_width + window.x.skipped) * a.channels,
+                            inside);
             else if (!add)
                 clear(to, inside);
         }

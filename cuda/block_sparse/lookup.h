@@ -32,7 +32,7 @@ class DenseMap {
     int32_t* rows_;
 };
 
-/* Open addressing with places for twice as many cells. Four neighbours along the last axis share a line of the cache. */
+/* Open addressing with places for twice as many cells. Four neighbours along the last axis share a cache line. */
 class HashMap {
    public:
     HashMap(int64_t most, Arena& arena) {

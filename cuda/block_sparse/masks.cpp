@@ -1,9 +1,9 @@
 /* Active windows of a mask, on the CPU.
  *
- * Maximum: the mask is read once and becomes bits, 64 pixels a word. A row of windows is the OR of its rows of words, and
- * a window is active when one of its bits is set. Average: sums of the columns of a row of windows, in double, then sums
- * of these along each window; no sum ever holds a pixel outside of its window, so NaN and infinity stay where they are.
- * Both give bits again, one a window, which are counted a row at a time and listed in order.
+ * Maximum: the mask is read once and becomes bits, 64 pixels a word. A row of windows is the OR of its rows of words,
+ * and a window is active when one of its bits is set. Average: sums of the columns of a row of windows, in double, then
+ * sums of these along each window; no sum ever holds a pixel outside of its window, so NaN and infinity stay where they
+ * are. Both give bits again, one a window, which are counted a row at a time and listed in order.
  */
 #include "thresholds.h"
 
@@ -57,7 +57,8 @@ struct Masks {
                 const int64_t image = i / a.grid_height;
                 const Span y = span(a.offset_height, a.stride_height, i % a.grid_height, a.window_height, a.height);
                 if (average)
-                    sum_row(m + (image * a.height + y.begin) * a.width, y, sum_room + thread * row_sums, windows.row(i));
+                    sum_row(m + (image * a.height + y.begin) * a.width, y, sum_room + thread * row_sums,
+                            windows.row(i));
                 else
                     or_row(image * a.height, y, row_room + thread * row_words, windows.row(i));
                 windows.count(i);
@@ -90,11 +91,12 @@ struct Masks {
         if (shifted)
             shift_row(row, row + words + 1, active);
         else
-            for_windows(active, [&](int64_t j) EQC_INLINE_LAMBDA { return any_bit(row, column_begin[j], column_end[j]); });
+            for_windows(active,
+                        [&](int64_t j) EQC_INLINE_LAMBDA { return any_bit(row, column_begin[j], column_end[j]); });
     }
 
-    /* Bit j of `active` is the OR of bits j, ..., j + window_width - 1 of the row that begins at the offset: by ORs with
-     * itself, shifted by distances that grow. */
+    /* Bit j of `active` is the OR of bits j, ..., j + window_width - 1 of the row that begins at the offset: by ORs
+     * with itself, shifted by distances that grow. */
     void shift_row(const uint64_t* row, uint64_t* moved, uint64_t* active) const {
         for (int64_t k = 0; k < shifted_words; ++k) moved[k] = word_at(row, a.offset_width, 64 * k);
         for (int64_t covered = 1; covered < a.window_width;) {

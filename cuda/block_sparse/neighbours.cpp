@@ -1,9 +1,12 @@
 /* Neighbours of sites, on the CPU.
  *
- * A cell is a batch entry and a place in the extents, numbered in row-major order, so the order of the numbers is that of
- * the coordinates. Where there are not many more cells than sites, all of them have a place in memory; otherwise those
- * that are needed are hashed.
+ * A cell is a batch entry and a place in the extents, numbered in row-major order, so the order of the numbers is that
+ * of the coordinates. Where there are not many more cells than sites, all of them have a place in memory; otherwise
+ * those that are needed are hashed.
+ *
+ * All of it is integers one at a time: wide vectors gain nothing, so the portable build has it alone.
  */
+#if !defined(EQC_ISA_AVX512) && !defined(EQC_ISA_AVX2)
 #include <algorithm>
 #include <numeric>
 
@@ -93,7 +96,7 @@ struct Table {
     Map map;
     /* Where all cells are in memory, they are few. */
     using Offset = std::conditional_t<std::is_same_v<Map, DenseMap>, int32_t, int64_t>;
-    Offset* offset; /* [taps] from the cell of a kernel's first tap to the tap's; means something where both are inside */
+    Offset* offset; /* [taps] from the cell of a kernel's first tap to the tap's; of use where both are inside */
     int32_t* place; /* [taps, axes] */
 
     Table(const eqc_neighbours& arguments, int64_t most, Arena& arena)
@@ -237,7 +240,8 @@ class Reach {
 
 /* Calls body(cell, step, count) for the outputs that input rows reach, a line along the last axis at a time. */
 template <int axes, class Body>
-inline void for_reached(const eqc_neighbours& a, const Geometry& g, const Grid<axes>& out, int threads, const Body& body) {
+inline void for_reached(const eqc_neighbours& a, const Geometry& g, const Grid<axes>& out, int threads,
+                        const Body& body) {
     constexpr int64_t piece = 1024;
     const Grid<axes> in(a.batch, g.in);
     const Reach reach[most_axes] = {{g, 0}, {g, axes > 1 ? 1 : 0}, {g, axes > 2 ? 2 : 0}, {g, axes > 3 ? 3 : 0}};
@@ -410,14 +414,12 @@ auto with_outputs(const eqc_neighbours& a, Arena& arena, const Body& body) {
     });
 }
 
-template <class T>
-size_t site_outputs_workspace(const eqc_neighbours* a) {
+size_t outputs_workspace(const eqc_neighbours* a) {
     if (wrong(a) || too_many_outputs(*a)) return 0;
     Arena arena(nullptr);
     return with_outputs(*a, arena, [&](const auto&) { return arena.used(); });
 }
-template <class T>
-int site_outputs(const eqc_neighbours* a, void* workspace) {
+int make_outputs(const eqc_neighbours* a, void* workspace) {
     if (wrong(a) || !workspace || !a->made_count || (a->rows > 0 && !a->coords)) return EQC_BAD_ARGUMENT;
     if (a->out_rows > 0 && !a->made_coords) return EQC_BAD_ARGUMENT;
     if (too_many_outputs(*a)) return EQC_UNSUPPORTED;
@@ -447,14 +449,12 @@ bool wrong_table(const eqc_neighbours* a) {
     return wrong(a) || too_many(most_numbers, a->out_rows, Geometry(*a).taps);
 }
 
-template <class T>
-size_t site_table_workspace(const eqc_neighbours* a) {
+size_t table_workspace(const eqc_neighbours* a) {
     if (wrong_table(a) || too_large_grid(*a, Geometry(*a).in)) return 0;
     Arena arena(nullptr);
     return with_table(*a, arena, [&](const auto&) { return arena.used(); });
 }
-template <class T>
-int site_table(const eqc_neighbours* a, void* workspace) {
+int make_table(const eqc_neighbours* a, void* workspace) {
     if (wrong_table(a) || !workspace || (a->rows > 0 && !a->coords)) return EQC_BAD_ARGUMENT;
     if (a->out_rows > 0 && (!a->out_coords || !a->table)) return EQC_BAD_ARGUMENT;
     if (too_large_grid(*a, Geometry(*a).in)) return EQC_UNSUPPORTED;
@@ -465,11 +465,30 @@ int site_table(const eqc_neighbours* a, void* workspace) {
     });
 }
 
+/* No real number takes part. */
+template <class T>
+size_t site_outputs_workspace(const eqc_neighbours* a) {
+    return outputs_workspace(a);
+}
+template <class T>
+int site_outputs(const eqc_neighbours* a, void* workspace) {
+    return make_outputs(a, workspace);
+}
+template <class T>
+size_t site_table_workspace(const eqc_neighbours* a) {
+    return table_workspace(a);
+}
+template <class T>
+int site_table(const eqc_neighbours* a, void* workspace) {
+    return make_table(a, workspace);
+}
+
 }  // namespace
 }  // namespace EQC_ISA
 }  // namespace eqc
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(site_outputs, eqc_neighbours, eqc::site_outputs)
-EQC_DEFINE(site_table, eqc_neighbours, eqc::site_table)
+EQC_DEFINE_ONCE(site_outputs, eqc_neighbours, eqc::site_outputs)
+EQC_DEFINE_ONCE(site_table, eqc_neighbours, eqc::site_table)
+#endif

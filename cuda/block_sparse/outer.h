@@ -2,8 +2,8 @@
  *
  *   dw[t] = sum over sites of x[row(site, t)]^T g[site],   db = sum over sites of g[site].
  *
- * A piece of dw stays in registers while rows pass. Sites are cut into chunks whatever the number of threads; a chunk has
- * sums of its own, which are added in the order of the chunks. Sums lie as weights do (Strips).
+ * A piece of dw stays in registers while rows pass. Sites are cut into chunks whatever the number of threads; a chunk
+ * has sums of its own, which are added in the order of the chunks. Sums lie as weights do (Strips).
  */
 #ifndef EQC_BLOCK_SPARSE_OUTER_H
 #define EQC_BLOCK_SPARSE_OUTER_H
@@ -49,8 +49,8 @@ class OuterRows {
     }
     void finish(T* dw) const { w.unpack(dw); }
 
-    /* Adds `count` sites, whose cotangents are rows g_rows[i] of g or, if that is NULL, first + i. fill(rows, step) sets
-     * the rows that they read. */
+    /* Adds `count` sites, whose cotangents are rows g_rows[i] of g or, if that is NULL, first + i. fill(rows, step)
+     * sets the rows that they read. */
     template <class Fill>
     void add(int thread, int64_t count, const T* x, const T* g, const int32_t* g_rows, int64_t first,
              const Fill& fill) const {

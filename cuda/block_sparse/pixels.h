@@ -113,26 +113,22 @@ class RowSet {
         for (int64_t block = 0; block < blocks(); ++block) starts_[block + 1] += starts_[block];
         parallel_for(threads, blocks(), [&](int64_t block, int) {
             const int64_t first = block * block_rows, rows = rows_in(block);
+            const uint8_t* mark = marks_ + first;
             int32_t* to = members_ + starts_[block];
+            int64_t gap = 0; /* where the rows that are absent before i begin */
             for (int64_t i = 0; i < rows;) {
                 uint64_t eight = 1;
-                if (i + 8 <= rows) std::memcpy(&eight, marks_ + first + i, 8);
-                const int64_t some = i + 8 <= rows ? 8 : 1;
-                if (eight == 0) {
-                    int64_t end = i + 8;
-                    while (end + 8 <= rows && (std::memcpy(&eight, marks_ + first + end, 8), eight == 0)) end += 8;
-                    absent(first + i, end - i);
-                    i = end;
-                    continue;
+                if (i + 8 <= rows) std::memcpy(&eight, mark + i, 8);
+                const int64_t end = i + (i + 8 <= rows ? 8 : 1);
+                for (; i < end && eight != 0; ++i) {
+                    if (!mark[i]) continue;
+                    if (i > gap) absent(first + gap, i - gap);
+                    *to++ = int32_t(first + i);
+                    gap = i + 1;
                 }
-                for (int64_t k = i; k < i + some; ++k) {
-                    if (marks_[first + k])
-                        *to++ = int32_t(first + k);
-                    else
-                        absent(first + k, 1);
-                }
-                i += some;
+                i = end;
             }
+            if (rows > gap) absent(first + gap, rows - gap);
         });
     }
     const int32_t* members() const { return members_; }

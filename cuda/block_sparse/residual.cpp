@@ -1,8 +1,8 @@
 /* The bottleneck at a list of pixels on the CPU; compiled once for each instruction set, chosen when it is called.
  *
- * h2 is made first, once for each pixel that a listed one reads, in an image in the workspace of which only those pixels
- * are touched. Then tiles of listed pixels: the 3x3 convolution of h2 and the last product, with nothing in between but
- * the tile's M numbers a pixel. Scales are multiplied into the weights before them.
+ * h2 is made first, once for each pixel that a listed one reads, in an image in the workspace of which only those
+ * pixels are touched. Then tiles of listed pixels: the 3x3 convolution of h2 and the last product, with nothing in
+ * between but the tile's M numbers a pixel. Scales are multiplied into the weights before them.
  */
 #include "block_sparse.h"
 
@@ -77,7 +77,8 @@ struct Residual {
         first.pack(scale(C, a.w1, a.scale2), false, array(a.shift2));
         second.pack(scale(9 * M, a.w2, a.scale3), false, array(a.shift3));
         third.pack(array(a.w3), false, nullptr);
-        const Geometry g{int32_t(a.height), int32_t(a.width), int32_t(a.height), int32_t(a.width), 3, 3, 1, 1, 1, 1, 1, 1};
+        const Geometry g{
+            int32_t(a.height), int32_t(a.width), int32_t(a.height), int32_t(a.width), 3, 3, 1, 1, 1, 1, 1, 1};
         set_outside();
         find(g, count);
         const int64_t tile = first.tile_sites(read.count());
@@ -117,6 +118,11 @@ struct Residual {
         read.list(threads, [](int64_t, int64_t) {});
     }
 
+    /* Asks for a whole row: processors do not foresee the next listed pixel. */
+    static EQC_INLINE void prefetch_all(const T* row, int64_t n) {
+        for (int64_t k = 0; k < n; k += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + k);
+    }
+
     /* h2 of some of the pixels that are read. */
     void narrow(int64_t start, int64_t count, int thread) {
         const int32_t* pixels = read.members() + start;
@@ -130,6 +136,7 @@ struct Residual {
         T* active = room + thread * step();
         for (int64_t i = 0; i < count; ++i) {
             const T *x = array(a.x) + pixels[i] * C, *by = array(a.scale1), *shift = array(a.shift1);
+            if (i + 4 < count) prefetch_all(array(a.x) + pixels[i + 4] * C, C);
             T* to = active + i * C;
             for (int64_t c = 0; c < C; ++c) {
                 const T value = by[c] * x[c] + shift[c];
@@ -173,4 +180,4 @@ int residual(const Arguments* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(residual_forward, eqc_residual, eqc::residual)
+EQC_DEFINE_AMX(residual_forward, eqc_residual, eqc::residual)

@@ -56,11 +56,23 @@ int64_t listed(const Arguments& a) {
     return *a.count < 0 ? 0 : smaller(*a.count, a.sites);
 }
 
+/* The output coordinates whose tap `reach` away is at these places, -1 where there is none. */
+void reading(const int32_t* places, int64_t count, int32_t reach, int32_t stride, int32_t size, int32_t* to) {
+    if (stride == 1) {
+        for (int64_t s = 0; s < count; ++s) to[s] = uint32_t(places[s] - reach) < uint32_t(size) ? places[s] - reach : -1;
+        return;
+    }
+    for (int64_t s = 0; s < count; ++s) {
+        const int32_t distance = places[s] - reach, t = distance / stride;
+        to[s] = distance >= 0 && t < size && t * stride == distance ? t : -1;
+    }
+}
+
 /* Rows of the output that read pixels of the input: by[position] is the row for an output position, -1 for none, as is
  * by[none]. */
 int64_t rows_reading(const Geometry& g, const int32_t* by, int32_t none, const int32_t* pixels, int64_t count,
                      int32_t* rows, int64_t step) {
-    int32_t line[most_tile], across[most_tile], h[most_tile], w[most_tile];
+    int32_t line[most_tile], across[most_tile], down[most_tile], h[most_tile], w[most_tile];
     Coordinates at(g.height, g.width);
     for (int64_t i = 0; i < count; ++i) {
         at.move(pixels[i]);
@@ -68,22 +80,16 @@ int64_t rows_reading(const Geometry& g, const int32_t* by, int32_t none, const i
         h[i] = at.h() + g.pad_height;
         w[i] = at.w() + g.pad_width;
     }
-    /* The output coordinate whose tap `reach` away is `place`, or -1. */
-    const auto output = [](int32_t place, int32_t reach, int32_t stride, int32_t size) {
-        const int32_t distance = place - reach, t = stride == 1 ? distance : distance / stride;
-        return distance >= 0 && t < size && t * stride == distance ? t : -1;
-    };
-    const int32_t width = g.out_width;
     int64_t found = 0;
     for (int32_t j = 0; j < g.kernel_width; ++j) {
-        for (int64_t s = 0; s < count; ++s) across[s] = output(w[s], j * g.dilation_width, g.stride_width, width);
+        reading(w, count, j * g.dilation_width, g.stride_width, g.out_width, across);
         for (int32_t i = 0; i < g.kernel_height; ++i) {
+            reading(h, count, i * g.dilation_height, g.stride_height, g.out_height, down);
             int32_t* to = rows + (i * g.kernel_width + j) * step;
             int32_t some = 0;
             for (int64_t s = 0; s < count; ++s) {
-                const int32_t down = output(h[s], i * g.dilation_height, g.stride_height, g.out_height);
-                const int32_t position = (down | across[s]) < 0 ? none : (line[s] + down) * width + across[s];
-                const int32_t row = by[position];
+                const int32_t there = (line[s] + down[s]) * g.out_width + across[s];
+                const int32_t row = by[(down[s] | across[s]) < 0 ? none : there];
                 to[s] = row;
                 some += row >= 0;
             }
@@ -239,7 +245,8 @@ struct Backward {
     void table_dx(int64_t count) {
         const int32_t* readers = a.inverse;
         if (!readers) {
-            for_blocks(a.in_rows * a.taps, [&](int64_t first, int64_t some) { std::fill_n(inverse + first, some, -1); });
+            for_blocks(a.in_rows * a.taps,
+                       [&](int64_t first, int64_t some) { std::fill_n(inverse + first, some, -1); });
             for_blocks(count, [&](int64_t first, int64_t some) {
                 for (int64_t i = first; i < first + some; ++i)
                     for (int64_t t = 0; t < a.taps; ++t) {
@@ -313,5 +320,5 @@ int backward(const Arguments* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(site_forward, eqc_sites, eqc::forward)
-EQC_DEFINE(site_backward, eqc_sites, eqc::backward)
+EQC_DEFINE_AMX(site_forward, eqc_sites, eqc::forward)
+EQC_DEFINE_AMX(site_backward, eqc_sites, eqc::backward)

@@ -54,7 +54,8 @@ class Threshold {
         return _mm512_cmp_ps_mask(_mm512_loadu_ps(m), _mm512_set1_ps(tolerance_), _CMP_GT_OQ);
     }
     EQC_INLINE uint64_t above(const double* m) const {
-        return _mm256_cmp_ps_mask(_mm512_maskz_cvtpd_ps(0xff, _mm512_loadu_pd(m)), _mm256_set1_ps(tolerance_), _CMP_GT_OQ);
+        return _mm256_cmp_ps_mask(_mm512_maskz_cvtpd_ps(0xff, _mm512_loadu_pd(m)), _mm256_set1_ps(tolerance_),
+                                  _CMP_GT_OQ);
     }
     EQC_INLINE uint64_t above(const uint8_t* m) const {
         const __m512i bytes = _mm512_loadu_si512(m);

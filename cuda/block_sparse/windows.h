@@ -24,7 +24,7 @@ inline bool too_many(int64_t most, Sizes... sizes) {
     return false;
 }
 
-/* The part [begin, end) of a window along one axis that is inside the image, and how much of the window is before it. */
+/* The part [begin, end) of a window along one axis that is inside the image, and how much of it is before that. */
 struct Span {
     int64_t begin, end, skipped;
     bool empty() const { return begin >= end; }

@@ -39,7 +39,8 @@ enum eqc_processor_flags {
 };
 
 /* cpu: operations that this thread calls from now on compute on threads that are lent to them, NULL: on the core's own.
- * lend(n, work, context) calls work(context, k) once for each k in [0, n), on any threads, and returns when all calls have.
+ * lend(n, work, context) calls work(context, k) once for each k in [0, n), on any threads, and returns when all calls
+ * have.
  *
  * A framework's threads keep watching for work for a while, and take the cores from others as long as they do. */
 typedef void (*eqc_lend)(int n, void (*work)(void*, int), void* context);

@@ -41,8 +41,8 @@ inline void product_columns(int64_t rows, int64_t inner, const T* a, int64_t row
     constexpr int most = kernel_rows * kernel_vectors / V;
     int64_t r = 0;
     for (; r + most <= rows; r += most)
-        product_block<T, most, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo,
-                                                last, add);
+        product_block<T, most, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo,
+                                                ldo, last, add);
     for (; r + 4 <= rows; r += 4)
         product_block<T, 4, V, full, padded>(inner, a + r * row_step, row_step, inner_step, b, ldb, out + r * ldo, ldo,
                                              last, add);
@@ -56,7 +56,8 @@ template <class T>
 inline void product(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t row_step, int64_t inner_step,
                     const T* b, int64_t ldb, T* out, int64_t ldo, bool add) {
     for_columns<T>(columns, [&](int64_t at, auto V, auto full, int last) EQC_INLINE_LAMBDA {
-        product_columns<T, V(), full(), false>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, last, add);
+        product_columns<T, V(), full(), false>(rows, inner, a, row_step, inner_step, b + at, ldb, out + at, ldo, last,
+                                               add);
     });
 }
 
@@ -87,8 +88,8 @@ inline void product(int64_t rows, const T* a, int64_t lda, const Panels<T>& b, T
         const T* panel = b.data + at * b.inner;
         for (int64_t k = 0; k == 0 || k < b.inner; k += part) {
             const int64_t inner = b.inner - k < part ? b.inner - k : part;
-            product_columns<T, V(), full(), true>(rows, inner, a + k, lda, 1, panel + k * panel_width<T>, panel_width<T>,
-                                                  out + at, ldo, last, k > 0);
+            product_columns<T, V(), full(), true>(rows, inner, a + k, lda, 1, panel + k * panel_width<T>,
+                                                  panel_width<T>, out + at, ldo, last, k > 0);
         }
     });
 }

@@ -7,8 +7,8 @@
 namespace eqc {
 inline namespace EQC_ISA {
 
-/* x = n ln 2 + r with |r| <= ln 2 / 2; Taylor's series of exp(r) to an error below half a unit; 2^n by its exponent bits.
- * Adding and subtracting 1.5 * 2^(mantissa bits) rounds to the nearest whole number. */
+/* x = n ln 2 + r with |r| <= ln 2 / 2; Taylor's series of exp(r) to an error below half a unit; 2^n by its exponent
+ * bits. Adding and subtracting 1.5 * 2^(mantissa bits) rounds to the nearest whole number. */
 EQC_INLINE void exponentials(float* x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         const float value = x[i] < -87.0f ? -87.0f : (x[i] > 88.0f ? 88.0f : x[i]);

@@ -239,7 +239,8 @@ void parallel_for(int threads, int64_t items, const Body& body) {
     const bool outer = inside;
     if (wanted > 0 && !outer && lender) {
         Job job(body, items);
-        return lender(wanted + 1, [](void* its_job, int thread) { static_cast<Job*>(its_job)->work_inside(thread); }, &job);
+        return lender(
+            wanted + 1, [](void* its_job, int thread) { static_cast<Job*>(its_job)->work_inside(thread); }, &job);
     }
     Pool* shared = wanted > 0 && !outer ? pool() : nullptr;
     Job job(body, items);

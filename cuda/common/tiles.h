@@ -1,8 +1,8 @@
 /* Products of float matrices on the processor's matrix unit (AMX), which multiplies bfloat16 and adds in float.
  *
- * A float is the exact sum of three bfloat16: its upper eight bits, the next eight, and the rest. Of the nine products of
- * parts the six largest are formed; what is left out is below 2^-24 of a term, less than a float's own rounding. Numbers
- * below the smallest normal float count as 0, and an infinite one gives NaN.
+ * A float is the exact sum of three bfloat16: its upper eight bits, the next eight, and the rest. Of the nine products
+ * of parts the six largest are formed; what is left out is below 2^-24 of a term, less than a float's own rounding.
+ * Numbers below the smallest normal float count as 0, and an infinite one gives NaN.
  *
  * A unit's tile is 16 rows of 16 words; a word holds two neighbours along the summed index. Here neighbours are k and
  * k + 16 of a block of 32, so that two vectors make one of words without shuffling.
@@ -136,7 +136,8 @@ class MatrixUnit {
             for (int64_t j = 0; j < width && j < pair_side; ++j) sums[i * step + j] = edge_[i * pair_side + j];
     }
     /* sums += left · right over the terms of one block. */
-    static EQC_INLINE void add(const LeftTiles& left, const RightTiles& right, int64_t left_block, int64_t right_block) {
+    static EQC_INLINE void add(const LeftTiles& left, const RightTiles& right, int64_t left_block,
+                               int64_t right_block) {
         written(left.data);
         left.load(left_block, 0), right.load(right_block, 2), multiply();
         right.load(right_block, 1), multiply();

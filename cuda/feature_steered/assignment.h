@@ -1,8 +1,8 @@
 /* From features to the weights of the edges: the softmax of feature-steered convolution, in factors.
  *
- * exp(a_i + s_j) is the product of exp(a_i - max a_i) and exp(s_j - max s_j), so that an edge takes no exponential. Where
- * the products of an edge are all so small that digits are lost, the edge is computed from its own logits. Logits are
- * summed in double and centred on a mean of x, so that an offset of the features costs no digits.
+ * exp(a_i + s_j) is the product of exp(a_i - max a_i) and exp(s_j - max s_j), so that an edge takes no exponential.
+ * Where the products of an edge are all so small that digits are lost, the edge is computed from its own logits. Logits
+ * are summed in double and centred on a mean of x, so that an offset of the features costs no digits.
  */
 #ifndef EQC_FEATURE_STEERED_ASSIGNMENT_H
 #define EQC_FEATURE_STEERED_ASSIGNMENT_H

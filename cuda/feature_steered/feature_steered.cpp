@@ -244,8 +244,9 @@ struct Backward {
         if (a.dx) product<T>(touched, n.C, n.M, r.ds, n.Ms, 1, vt, n.C, r.dx, n.C, true);
         if (a.dv) {
             const T* x = static_cast<const T*>(a.x);
-            gather<T>(n.M, n.C, Plain<T>{r.ds, n.Ms},
-                      [&](int64_t k) EQC_INLINE_LAMBDA { return x + int64_t(columns[k]) * n.C; }, touched, r.dvt, false);
+            gather<T>(
+                n.M, n.C, Plain<T>{r.ds, n.Ms},
+                [&](int64_t k) EQC_INLINE_LAMBDA { return x + int64_t(columns[k]) * n.C; }, touched, r.dvt, false);
         }
         turn.wait_for(chunk);
         accumulate(a.dw ? dw : nullptr, r.dw, n.K * n.D);
@@ -321,7 +322,7 @@ struct Backward {
             product<T>(rows, n.C, n.M, r.da, n.Ms, 1, ut, n.C, shared ? dcentre : dcentre + start * n.C, n.C, shared);
     }
 
-    /* What the logits and weights of eight edges from slot `slot` on get, of the inner products `products` [edges, Ms]. */
+    /* What the logits and weights of eight edges from `slot` on get, of the inner products `products` [edges, Ms]. */
     EQC_INLINE void logits(int64_t slot, int count, const Room& r, const T* p, const T* q, const T* products, T* da) {
         T* g = r.by_matrix;
         for (int64_t m = 0; m < n.Ms; m += group) {
@@ -330,7 +331,8 @@ struct Backward {
             transpose(block);
             for (int k = 0; k < group; ++k) store8(g + (m + k) * group, block[k]);
         }
-        /* Means are taken of what exceeds the likeliest matrix: in a saturated softmax all digits are in the difference. */
+        /* Means are taken of what exceeds the likeliest matrix: in a saturated softmax all digits are in the
+         * difference. */
         Eight<T> base = load8(g), most = load8(q), mean{};
         for (int64_t m = 1; m < n.M; ++m) {
             const Eight<T> here = load8(q + m * group);
@@ -380,7 +382,8 @@ template <class T>
 int backward(const Arguments* a, void* workspace) {
     if (wrong(a) || !workspace || (a->rows * a->outputs > 0 && !a->dy)) return EQC_BAD_ARGUMENT;
     if ((a->flags & EQC_FS_RELU) && a->rows * a->outputs > 0 && !a->y) return EQC_BAD_ARGUMENT;
-    if ((a->dx || a->dv) && (!a->touched_start || (a->edges > 0 && (!a->touched || !a->local)))) return EQC_BAD_ARGUMENT;
+    if ((a->dx || a->dv) && (!a->touched_start || (a->edges > 0 && (!a->touched || !a->local))))
+        return EQC_BAD_ARGUMENT;
     if (a->centre == a->x && a->dcentre) return EQC_BAD_ARGUMENT;
     Backward<T>(*a, workspace).run();
     return EQC_OK;
@@ -392,5 +395,5 @@ int backward(const Arguments* a, void* workspace) {
 
 #include "../common/dispatch.h"
 
-EQC_DEFINE(feature_steered_forward, eqc_feature_steered, eqc::forward)
-EQC_DEFINE(feature_steered_backward, eqc_feature_steered, eqc::backward)
+EQC_DEFINE_AMX(feature_steered_forward, eqc_feature_steered, eqc::forward)
+EQC_DEFINE_AMX(feature_steered_backward, eqc_feature_steered, eqc::backward)

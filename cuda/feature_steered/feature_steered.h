@@ -2,8 +2,8 @@
  *
  *   y_i = b + sum_m W_m^T sum_{j in N(i)} w_ij softmax_m(u_m.x_i + v_m.x_j + c_m) x_j,   then max(y, 0) if asked for.
  *
- * V rows (centres), columns (sources), E edges in row order, C channels, D outputs, M matrices. All real arrays have the
- * operation's type (float in _f32, double in _f64), are dense and row-major.
+ * V rows (centres), columns (sources), E edges in row order, C channels, D outputs, M matrices. All real arrays have
+ * the operation's type (float in _f32, double in _f64), are dense and row-major.
  */
 #ifndef EQC_FEATURE_STEERED_H
 #define EQC_FEATURE_STEERED_H
@@ -11,10 +11,10 @@
 #include "../common/contract.h"
 
 enum eqc_feature_steered_flags {
-    EQC_FS_RELU = 1,           /* y = max(y, 0); backward reads y and lets a cotangent through where y > 0 */
-    EQC_FS_FIRST = 2,          /* forward multiplies by W before the sum over the neighbours (for C much larger than D) */
-    EQC_FS_STABLE = 4,         /* every edge's softmax from its own logits, instead of the guarded factored form */
-    EQC_FS_DETERMINISTIC = 8  /* cuda, emulated: gradients without atomics; the cpu is always deterministic */
+    EQC_FS_RELU = 1,         /* y = max(y, 0); backward reads y and lets a cotangent through where y > 0 */
+    EQC_FS_FIRST = 2,        /* forward multiplies by W before the sum over the neighbours (for C much larger than D) */
+    EQC_FS_STABLE = 4,       /* every edge's softmax from its own logits, instead of the guarded factored form */
+    EQC_FS_DETERMINISTIC = 8 /* cuda, emulated: gradients without atomics; the cpu is always deterministic */
 };
 
 typedef struct eqc_feature_steered {
@@ -37,8 +37,8 @@ typedef struct eqc_feature_steered {
     int64_t chunks;
     const int64_t* chunk_rows;    /* [chunks + 1] first row of each chunk */
     const int64_t* touched_start; /* [chunks + 1] */
-    const int32_t* touched;       /* [touched_start[chunks]] columns that a chunk's edges name, ascending; if there are as
-                                     many rows as columns, the chunk's own rows too */
+    const int32_t* touched;       /* [touched_start[chunks]] columns that a chunk's edges name, ascending; if there
+                                     are as many rows as columns, the chunk's own rows too */
     const int32_t* local;         /* [edges] position of an edge's column among those of its chunk */
 
     /* cuda, emulated, deterministic backward: the pattern by columns. */

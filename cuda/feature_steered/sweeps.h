@@ -59,8 +59,8 @@ EQC_INLINE void gather_block(const Weights& weights, int64_t m, const Row& row, 
 }
 
 template <class T, int V, bool full, class Weights, class Row>
-inline void gather_columns(int64_t M, const Weights& weights, const Row& row, int64_t count, int last, T* out, int64_t ldo,
-                           bool add) {
+inline void gather_columns(int64_t M, const Weights& weights, const Row& row, int64_t count, int last, T* out,
+                           int64_t ldo, bool add) {
     int64_t m = 0;
     for (; m + kernel_rows <= M; m += kernel_rows)
         gather_block<T, kernel_rows, V, full>(weights, m, row, count, last, out + m * ldo, ldo, add);

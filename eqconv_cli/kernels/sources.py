@@ -37,7 +37,8 @@ def root() -> Path:
 
 def of_rule(rule: Rule, root: Path) -> list[Path]:
     """The sources that a rule compiles, sorted."""
-    return sorted(path for path in root.glob(rule.sources) if path.relative_to(root).parts[0] not in rule.without)
+    found = (path for path in root.glob(rule.sources) if path.relative_to(root).parts[0] not in rule.without)
+    return sorted(path for path in found if not rule.containing or rule.containing in path.read_text(encoding="utf-8"))
 
 
 def of_target(target: Target, root: Path) -> list[Path]:

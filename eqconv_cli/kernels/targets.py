@@ -36,6 +36,8 @@ class Rule:
     without: tuple[str, ...] = (_BINDINGS, _EMULATION)
     #: What tells this object file from others of the same source.
     suffix: str = ""
+    #: A text that a source has when the rule is for it.
+    containing: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Target:
 
 
 def _cpu_rules(machine: str) -> tuple[Rule, ...]:
-    """On x86-64 every kernel four times, to be chosen when it runs; elsewhere once, for the processor at hand."""
+    """On x86-64 every kernel three times, to be chosen when it runs, and a fourth time those that name AMX; elsewhere
+    once, for the processor at hand.
+    """
     kernels, kernels_without = "*/*.cpp", (_COMMON, _BINDINGS, _EMULATION)
     if machine.lower() not in ("x86_64", "amd64"):
         flags = (*_OPTIMISED, "-march=native")
@@ -84,7 +88,7 @@ def _cpu_rules(machine: str) -> tuple[Rule, ...]:
     amx = ("-mamx-tile", "-mamx-bf16")
     return (
         Rule("common/*.cpp", _OPTIMISED),
-        Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AMX", *avx2, *avx512, *amx), kernels_without, "amx"),
+        Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AMX", *avx2, *avx512, *amx), kernels_without, "amx", "_AMX"),
         Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AVX512", *avx2, *avx512), kernels_without, "avx512"),
         Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_AVX2", *avx2), kernels_without, "avx2"),
         Rule(kernels, (*_OPTIMISED, "-DEQC_ISA_PORTABLE"), kernels_without, "portable"),

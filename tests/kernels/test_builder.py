@@ -25,8 +25,8 @@ def leftovers(own_cache: Path) -> list[Path]:
 def test_a_build_tells_every_step(tree: Path, own_cache: Path) -> None:
     events = list(kernels.build(["cpu", "emulated"]))
     started = [event for event in events if isinstance(event, CompileStarted)]
-    assert events[0] == RunStarted(9)
-    assert len(started) == 9 == sum(isinstance(event, UnitFinished) for event in events)
+    assert events[0] == RunStarted(8)
+    assert len(started) == 8 == sum(isinstance(event, UnitFinished) for event in events)
     assert {event.label for event in started} >= {
         "cpu: common/common.cpp",
         "cpu: scale/scale.cpp (portable)",
@@ -43,6 +43,13 @@ def test_a_build_tells_every_step(tree: Path, own_cache: Path) -> None:
     assert leftovers(own_cache) == []
     for target in ("cpu", "emulated"):
         assert kernels.core(target).function("eqc_scale_f32") is not None
+
+
+def test_the_matrix_unit_gets_the_sources_that_name_it(tree: Path) -> None:
+    amx = next(rule for rule in targets._cpu_rules("x86_64") if rule.suffix == "amx")
+    assert sources.of_rule(amx, tree) == []
+    (tree / "scale" / "unit.cpp").write_text("EQC_DEFINE_AMX(scale, eqc_scale, eqc::scale)\n")
+    assert sources.of_rule(amx, tree) == [tree / "scale" / "unit.cpp"]
 
 
 def test_the_second_build_calls_no_compiler(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

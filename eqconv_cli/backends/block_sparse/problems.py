@@ -445,8 +445,8 @@ _MASKS = (
         _DEFAULT, height=6, width=5, tol=-0.25, avgpool=True, on_empty="none", window=_window((2, 3), (2, 3), (-6, -2)),
     ),
     _problem(
-        "reduce_mask", "mask-first", mask_blocks, "nothing is active: block (0, 0, 0) as in SBNet", (*_DEFAULT, "first"),
-        height=5, width=5, tol=0.0, avgpool=False, on_empty="first", window=_window((1, 1), (1, 1), (0, 0)),
+        "reduce_mask", "mask-first", mask_blocks, "nothing is active: block (0, 0, 0) as in SBNet",
+        (*_DEFAULT, "first"), height=5, width=5, tol=0.0, avgpool=False, on_empty="first", window=_window((1, 1), (1, 1), (0, 0)),
     ),
     _problem(
         "reduce_mask", "mask-large", mask_blocks, "windows larger than the image", ("full",),
