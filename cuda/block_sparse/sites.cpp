@@ -59,7 +59,10 @@ int64_t listed(const Arguments& a) {
 /* The output coordinates whose tap `reach` away is at these places, -1 where there is none. */
 void reading(const int32_t* places, int64_t count, int32_t reach, int32_t stride, int32_t size, int32_t* to) {
     if (stride == 1) {
-        for (int64_t s = 0; s < count; ++s) to[s] = uint32_t(places[s] - reach) < uint32_t(size) ? places[s] - reach : -1;
+        for (int64_t s = 0; s < count; ++s) {
+            const int32_t at = places[s] - reach;
+            to[s] = uint32_t(at) < uint32_t(size) ? at : -1;
+        }
         return;
     }
     for (int64_t s = 0; s < count; ++s) {
