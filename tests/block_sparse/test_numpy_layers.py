@@ -126,7 +126,7 @@ def test_sites_to_and_from_images_and_points() -> None:
     points = np.array([[0.1, 0.2, 5.0], [0.4, 0.3, 5.2], [2.0, 0.2, 5.0]])
     cloud = sites_from_points(points, 1.0, np.array([[1.0], [3.0], [5.0]]))
     assert cloud.coords.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0]] and cloud.feats.tolist() == [[2.0], [5.0]]
-    assert sites_from_points(points, (0.1, 1, 1), duplicates="error").feats.dtype == np.float32
+    assert sites_from_points(points, (0.1, 1, 1), duplicates="error").feats.dtype == np.float64
 
 
 def test_merged_features() -> None:

@@ -526,10 +526,8 @@ def _under_windows(x: Array, params: BlockParams, value: float) -> Array:
 
 def sizes_of(layer: Layer, listed: Ints) -> cost_model.Sizes:
     """What the cost model looks at."""
-    index, params = _tiles(layer, listed)
-    tiles = len(index.active_block_indices) * params.bsize_out[0] * params.bsize_out[1]
-    kh, kw, channels, filters = layer.w.shape
-    return cost_model.Sizes(len(listed), tiles, int(np.prod(layer.grid)), kh * kw, channels, filters)
+    tiles = cost_model.tiles_of(listed, layer.grid)
+    return cost_model.sizes(len(listed), tiles, int(np.prod(layer.grid)), layer.w.shape)
 
 
 def _taps(layer: Layer, listed: Ints) -> list[tuple[Array, Array]]:

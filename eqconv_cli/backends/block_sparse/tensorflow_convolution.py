@@ -429,10 +429,9 @@ def _tiles_of(positions: tf.Tensor, at: Frame) -> tf.Tensor:
 
 def _sizes(kernel: tf.Tensor, positions: tf.Tensor, at: Frame) -> cost_model.Sizes:
     """What there is to compute, for the cost model."""
-    tile_pixels = tf.unique(_tiles_of(positions, at)).y.shape[0] * _TILE**2
+    tiles = tf.unique(_tiles_of(positions, at)).y.shape[0]
     outputs = at.grid[0] * at.grid[1] * at.grid[2]
-    kh, kw, channels, filters = (n or 1 for n in kernel.shape)
-    return cost_model.Sizes(positions.shape[0], min(tile_pixels, outputs), outputs, kh * kw, channels, filters)
+    return cost_model.sizes(positions.shape[0], tiles, outputs, [n or 1 for n in kernel.shape])
 
 
 _ROUTES: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor, Frame], tf.Tensor]] = {
