@@ -341,8 +341,8 @@ def scan(seed: int, resolution: int, channels: int, filters: int) -> Arrays:
 
 
 def mask_file(path: Path) -> tuple[Problem, ...]:
-    """Problems on a user's mask, a picture whose bright pixels are active: random features, each kind of operation."""
-    mask = (masks.gray(masks.picture(path)) > 0.5).astype(np.float64)[None]
+    """Problems on a user's mask, see :func:`masks.stored`: random features, each kind of operation."""
+    mask = masks.stored(path)
     named = partial(Problem, f"mask:{path.name}", title=str(path), traits=frozenset({"real"}))
 
     def blocks(seed: int, block_size: int) -> Arrays:
@@ -367,8 +367,8 @@ def mask_file(path: Path) -> tuple[Problem, ...]:
 
     def on_mask_sites(seed: int, channels: int) -> Arrays:
         coords = np.argwhere(mask).astype(np.int32)
-        shape = (mask.shape[1], mask.shape[2])
-        return on_sites(np.random.default_rng(seed), coords, shape, 1, channels, channels, (3, 3))
+        images, *shape = mask.shape
+        return on_sites(np.random.default_rng(seed), coords, tuple(shape), images, channels, channels, (3, 3))
 
     return (
         named(make=blocks, parameters={"block_size": 16}, operation="reduce_mask"),
