@@ -27,20 +27,21 @@ from eqconv_cli.backends.block_sparse.numpy_ops import (
 )
 from eqconv_cli.backends.block_sparse.options import Fused, kernels_or
 from eqconv_cli.backends.block_sparse.units import (
+    BLOCK_COMPOSITIONS,
     BORDERS,
     EPSILON,
+    PIXEL_COMPOSITIONS,
     STATISTICS,
     BatchNorm,
     ResidualWeights,
+    check_route,
     check_weights,
+    only_blocks,
 )
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int32]
 Gradients = dict[str, Any]
-
-BLOCK_COMPOSITIONS = ("blocks",)
-PIXEL_COMPOSITIONS = ("pixels",)
 
 
 def residual_unit(
@@ -94,8 +95,9 @@ def sparse_residual_unit(
         strides: of the first convolution and of the shortcut's.
         epsilon: of the normalisations.
         in_place: write the result to ``x`` and return it; needs stride 1 and no projection.
-        version: "blocks" (gather, nine layers, scatter), "fused" (``eqconv build-kernels``: all in one pass over the
-            pixels; "inference" without strides and projection only), or "auto".
+        version: "blocks" (gather, nine layers, scatter), "pixels" (compact rows, nothing twice), "dense" (on the whole
+            image, then chosen; for border="dense"), "fused" (``eqconv build-kernels``: all in one pass over the
+            pixels), or "auto". All but "blocks" and "auto" need bn="inference", stride 1 and no projection.
 
     Returns:
         [N, Hout, Wout, Cout].
@@ -103,17 +105,16 @@ def sparse_residual_unit(
     Raises:
         TypeError, ValueError: a dtype, a shape or an option is not allowed.
         IndexError: a row names an image that there is not, or a negative number.
-        Unavailable: version is "fused" and the kernels are not built, or do not compute these options.
+        Unavailable: version is "fused" and the kernels are not built.
     """
     unit = _block_unit(x, index, params, weights, border, bn, strides, epsilon)
     if in_place and (weights.w_project is not None or unit.strides != (1, 1)):
         raise ValueError(f"in_place=True needs strides (1, 1) and no w_project: strides={unit.strides}")
-    how = kernels_or(version, BLOCK_COMPOSITIONS, lambda settings: _missing(settings, unit))
-    if isinstance(how, Fused):
-        pixels = listed_pixels(block_pixels(index, params, x.shape[0], how))
-        y = _fused(unit, pixels, unit.x.copy(), how)
-    else:
+    how = _block_route(version, unit)
+    if how == "blocks":
         y = _on_blocks(unit, index, params)[0]
+    else:
+        y = _at_pixels(unit, _pixels_of(index, params, unit, how), unit.x.copy(), how)
     if in_place:
         x[...] = y
         return x
@@ -133,17 +134,18 @@ def sparse_residual_unit_gradients(
     epsilon: float = EPSILON,
     version: str | Fused = "auto",
 ) -> Gradients:
-    """The gradients of ``x``, ``w1``, ``w2``, ``w3``, ``bn1``, ``bn2``, ``bn3`` and ``w_project`` from the result's.
+    """The gradients of ``x``, ``w1``, ``w2``, ``w3``, ``bn2``, ``bn3`` and, if given, ``bn1`` and ``w_project``.
 
     Those of a normalisation are a :class:`BatchNorm`; of computed statistics, which the given ones do not enter, 0.
-    Args and errors as for :func:`sparse_residual_unit`.
+    Args and errors as for :func:`sparse_residual_unit`; ``dy`` is that of the result. "dense" and "pixels" have the
+    same gradient, which is computed on compact rows.
     """
     unit = _block_unit(x, index, params, weights, border, bn, strides, epsilon)
-    how = kernels_or(version, BLOCK_COMPOSITIONS, lambda settings: _missing(settings, unit))
-    if isinstance(how, Fused):
-        pixels = listed_pixels(block_pixels(index, params, x.shape[0], how))
-        return _on_pixels(unit, pixels, how)[1](plain_image("dy", dy))
-    return _on_blocks(unit, index, params)[1](plain_image("dy", dy))
+    how = _block_route(version, unit)
+    if how == "blocks":
+        return _given(_on_blocks(unit, index, params)[1](plain_image("dy", dy)))
+    settings = how if isinstance(how, Fused) else None
+    return _given(_on_pixels(unit, _pixels_of(index, params, unit, how), settings)[1](plain_image("dy", dy)))
 
 
 def masked_residual_unit(
@@ -163,8 +165,8 @@ def masked_residual_unit(
         pixels: of the image, each once, see :func:`pixel_index`.
         weights, border, epsilon: as for :func:`sparse_residual_unit`, without projection.
         out: an array like x to write the listed pixels to; the others stay as they are there.
-        version: "pixels" (compact rows: the first convolution on the pixels and their neighbours), "fused"
-            (``eqconv build-kernels``), or "auto".
+        version: "pixels" (compact rows: the first convolution on the pixels and their neighbours), "dense" (on the
+            whole image, then chosen; for border="dense"), "fused" (``eqconv build-kernels``), or "auto".
 
     Returns:
         [N, H, W, C]; ``out`` if it was given.
@@ -175,14 +177,12 @@ def masked_residual_unit(
         Unavailable: version is "fused" and the kernels are not built.
     """
     unit, listed = _pixel_unit(x, pixels, weights, border, epsilon)
-    how = kernels_or(version, PIXEL_COMPOSITIONS, lambda settings: _missing(settings, unit))
+    check_route(version, "", border)
+    how = kernels_or(version, PIXEL_COMPOSITIONS, numpy_fused.missing)
     y = unit.x.copy() if out is None else out
     if y.shape != x.shape or y.dtype != x.dtype or not y.flags.c_contiguous or np.may_share_memory(y, unit.x):
         raise ValueError("out must be like x, contiguous, and not share memory with it")
-    if isinstance(how, Fused):
-        return _fused(unit, listed, y, how)
-    y.reshape(-1, y.shape[3])[listed] = _on_pixels(unit, listed, None)[0]
-    return y
+    return _at_pixels(unit, listed, y, how)
 
 
 def masked_residual_unit_gradients(
@@ -197,9 +197,10 @@ def masked_residual_unit_gradients(
 ) -> Gradients:
     """The gradients as for :func:`sparse_residual_unit_gradients`; args and errors as for the unit."""
     unit, listed = _pixel_unit(x, pixels, weights, border, epsilon)
-    how = kernels_or(version, PIXEL_COMPOSITIONS, lambda settings: _missing(settings, unit))
+    check_route(version, "", border)
+    how = kernels_or(version, PIXEL_COMPOSITIONS, numpy_fused.missing)
     settings = how if isinstance(how, Fused) else None
-    return _on_pixels(unit, listed, settings)[1](plain_image("dy", dy))
+    return _given(_on_pixels(unit, listed, settings)[1](plain_image("dy", dy)))
 
 
 def folded(bn: BatchNorm, epsilon: float = EPSILON) -> tuple[Array, Array]:
@@ -268,16 +269,34 @@ def _pixel_unit(
     return Unit(image, weights, step, border, "inference", epsilon), listed_pixels(pixels)
 
 
-def _missing(settings: Fused, unit: Unit) -> list[str]:
-    reasons = numpy_fused.missing(settings)
-    if unit.bn != "inference":
-        reasons.append(f"the compiled unit takes given statistics, not bn={unit.bn!r}")
-    if unit.strides != (1, 1) or unit.weights.w_project is not None:
-        reasons.append("the compiled unit has no strides and no projection")
-    return reasons
+def _block_route(version: str | Fused, unit: Unit) -> str | Fused:
+    why = only_blocks(unit.bn, unit.strides, unit.weights)
+    check_route(version, why, unit.border)
+    return kernels_or("blocks" if why and version == "auto" else version, BLOCK_COMPOSITIONS, numpy_fused.missing)
 
 
-# The compiled unit.
+def _pixels_of(index: BlockIndex, params: BlockParams, unit: Unit, how: str | Fused) -> Ints:
+    return listed_pixels(block_pixels(index, params, unit.x.shape[0], how if isinstance(how, Fused) else "indexed"))
+
+
+def _given(gradients: Gradients) -> Gradients:
+    """Without those of parameters that there are not."""
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+# Routes to the listed pixels.
+
+
+def _at_pixels(unit: Unit, pixels: Ints, y: Array, how: str | Fused) -> Array:
+    """``y`` with the unit's values at the pixels."""
+    if isinstance(how, Fused):
+        return _fused(unit, pixels, y, how)
+    rows = y.reshape(-1, y.shape[3])
+    if how == "dense":
+        rows[pixels] = residual_unit(unit.x, unit.weights, epsilon=unit.epsilon).reshape(rows.shape)[pixels]
+    else:
+        rows[pixels] = _on_pixels(unit, pixels, None)[0]
+    return y
 
 
 def _fused(unit: Unit, pixels: Ints, y: Array, settings: Fused) -> Array:

@@ -182,13 +182,13 @@ def subm_conv_gradients(
     groups: int = 1,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result's features [M, K].
+    """The gradients of ``feats``, ``w`` and, if it is given, ``bias`` from those of the result's features [M, K].
 
-    Args, Raises: as for :func:`subm_conv`; version "rulebook", "fused" or "auto".
+    Args, Raises: as for :func:`subm_conv`. Every composition has the same gradient, which is computed tap by tap.
     """
     _check(sites, w, bias, groups)
     book = sites.pattern.submanifold(w.shape[:-2], dilation)
-    return _gradients(dy, sites.feats, w, groups, Direction(book, False), version)
+    return _gradients(dy, sites.feats, w, bias, groups, Direction(book, False), version)
 
 
 def sparse_conv(
@@ -232,10 +232,10 @@ def sparse_conv_gradients(
     bias: Array | None = None,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result; args as for the convolution."""
+    """The gradients as of :func:`subm_conv_gradients`; args as for the convolution."""
     _check(sites, w, bias, 1)
     book = sites.pattern.strided(w.shape[:-2], stride, padding, dilation)
-    return _gradients(dy, sites.feats, w, 1, Direction(book, False), version)
+    return _gradients(dy, sites.feats, w, bias, 1, Direction(book, False), version)
 
 
 def sparse_inverse_conv(
@@ -264,9 +264,9 @@ def sparse_inverse_conv(
 def sparse_inverse_conv_gradients(
     dy: Array, sites: Sites, w: Array, paired: Sites, *, bias: Array | None = None, version: str | Fused = "auto"
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result; args as for the convolution."""
+    """The gradients as of :func:`subm_conv_gradients`; args as for the convolution."""
     _check(sites, w, bias, 1)
-    return _gradients(dy, sites.feats, w, 1, Direction(_paired(sites, w, paired), True), version)
+    return _gradients(dy, sites.feats, w, bias, 1, Direction(_paired(sites, w, paired), True), version)
 
 
 # Both directions along a rulebook.
@@ -326,14 +326,14 @@ def _convolved(feats: Array, w: Array, bias: Array | None, groups: int, way: Dir
 
 
 def _gradients(
-    dy: Array, feats: Array, w: Array, groups: int, way: Direction, version: str | Fused
+    dy: Array, feats: Array, w: Array, bias: Array | None, groups: int, way: Direction, version: str | Fused
 ) -> dict[str, Array]:
     arguments.check_same_dtype("dy", str(dy.dtype), "feats", str(feats.dtype))
     if dy.shape != (way.target.sites, w.shape[-1]):
         raise ValueError(
             f"dy has shape {arguments.text(dy.shape)}: expected {arguments.text((way.target.sites, w.shape[-1]))}"
         )
-    how = kernels_or(version, ("rulebook",), numpy_fused.missing)
+    how = kernels_or(version, COMPOSITIONS, numpy_fused.missing)
     taps = np.ascontiguousarray(w).reshape(-1, *w.shape[-2:])
     dx, dw = np.zeros_like(feats), np.zeros_like(taps)
     for channels, columns in _groups(w, groups):
@@ -346,7 +346,8 @@ def _gradients(
             for tap, (rows, out) in enumerate(way.pairs):
                 dx[rows, channels] += g[out] @ kernel[tap].T
                 dw[tap][:, columns] = part[rows].T @ g[out]
-    return {"feats": dx, "w": dw.reshape(w.shape), "bias": dy.sum(0)}
+    found = {"feats": dx, "w": dw.reshape(w.shape)}
+    return found if bias is None else {**found, "bias": dy.sum(0)}
 
 
 def _by_rulebook(x: Array, taps: Array, way: Direction) -> Array:

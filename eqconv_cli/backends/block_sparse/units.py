@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from eqconv_cli.backends.block_sparse.arguments import Shape, check_vector, differ, text
@@ -10,6 +11,10 @@ from eqconv_cli.backends.block_sparse.arguments import Shape, check_vector, diff
 EPSILON = 1e-3
 BORDERS = ("dense", "original")
 STATISTICS = ("inference", "stack", "active")
+
+#: Of a unit on blocks and at pixels, beside "fused" and "auto"; the first is "auto"'s without the kernels.
+BLOCK_COMPOSITIONS = ("blocks", "pixels", "dense")
+PIXEL_COMPOSITIONS = ("pixels", "dense")
 
 
 class BatchNorm(NamedTuple):
@@ -40,6 +45,24 @@ class ResidualWeights(NamedTuple):
     bn3: BatchNorm
     #: [C, Cout], the strided 1x1 convolution of the shortcut; None: the shortcut is x.
     w_project: Any = None
+
+
+def only_blocks(bn: str, strides: Sequence[int], weights: ResidualWeights) -> str:
+    """Why such a unit is computed by version="blocks" alone; empty when every version computes it."""
+    if bn != "inference":
+        return f"bn={bn!r}"
+    if tuple(strides) != (1, 1):
+        return f"strides={tuple(strides)}"
+    return "" if weights.w_project is None else "w_project is given"
+
+
+def check_route(version: Any, why: str, border: str) -> None:
+    """Raises ValueError unless the version computes the unit; ``why``: what :func:`only_blocks` says."""
+    name = version if isinstance(version, str) else "fused"
+    if why and name not in ("blocks", "auto"):
+        raise ValueError(f"version={name!r} needs bn='inference', strides (1, 1) and no w_project: {why}")
+    if name == "dense" and border != "dense":
+        raise ValueError(f"version='dense' has border='dense', not border={border!r}")
 
 
 def check_weights(weights: ResidualWeights, x: Shape) -> None:
