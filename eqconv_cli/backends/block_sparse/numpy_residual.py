@@ -42,6 +42,8 @@ from eqconv_cli.backends.block_sparse.units import (
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int32]
 Gradients = dict[str, Any]
+#: Mean and variance of each normalisation.
+Statistics = list[tuple[Array, Array]]
 
 
 def residual_unit(
@@ -79,6 +81,7 @@ def sparse_residual_unit(
     strides: Sequence[int] = (1, 1),
     epsilon: float = EPSILON,
     in_place: bool = False,
+    statistics: Statistics | None = None,
     version: str | Fused = "auto",
 ) -> Array:
     """The residual unit in the tiles of the active blocks; the shortcut alone elsewhere.
@@ -95,6 +98,8 @@ def sparse_residual_unit(
         strides: of the first convolution and of the shortcut's.
         epsilon: of the normalisations.
         in_place: write the result to ``x`` and return it; needs stride 1 and no projection.
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them; where
+            nothing is counted, the given ones.
         version: "blocks" (gather, nine layers, scatter), "pixels" (compact rows, nothing twice), "dense" (on the whole
             image, then chosen; for border="dense"), "fused" (``eqconv build-kernels``: all in one pass over the
             pixels), or "auto". All but "blocks" and "auto" need bn="inference", stride 1 and no projection.
@@ -112,7 +117,7 @@ def sparse_residual_unit(
         raise ValueError(f"in_place=True needs strides (1, 1) and no w_project: strides={unit.strides}")
     how = _block_route(version, unit)
     if how == "blocks":
-        y = _on_blocks(unit, index, params)[0]
+        y = _on_blocks(unit, index, params, statistics)[0]
     else:
         y = _at_pixels(unit, _pixels_of(index, params, unit, how), unit.x.copy(), how)
     if in_place:
@@ -386,7 +391,9 @@ def _table_conv(
 # The stack of blocks.
 
 
-def _on_blocks(unit: Unit, index: BlockIndex, params: BlockParams) -> tuple[Array, Callable[[Array], Gradients]]:
+def _on_blocks(
+    unit: Unit, index: BlockIndex, params: BlockParams, statistics: Statistics | None = None
+) -> tuple[Array, Callable[[Array], Gradients]]:
     """The result [N, Hout, Wout, Cout], and the function from its cotangent to the gradients."""
     weights, epsilon, step = unit.weights, unit.epsilon, unit.strides
     reads = _reads(params)
@@ -397,10 +404,11 @@ def _on_blocks(unit: Unit, index: BlockIndex, params: BlockParams) -> tuple[Arra
     counted1, counted2, counted3 = _counted(unit.bn, inside, tiles, step)
     keep1 = inside if unit.border == "dense" else np.ones_like(inside)
     keep2 = kept if unit.border == "dense" else np.ones_like(kept)
-    a1, back1 = _activated(x0, weights.bn1, epsilon, counted1, keep1)
+    a1, back1 = _activated(x0, weights.bn1, epsilon, counted1, keep1, statistics)
     strided = a1[:, :: step[0], :: step[1]]
-    a2, back2 = _activated(strided @ weights.w1, weights.bn2, epsilon, counted2, keep2)
-    a3, back3 = _activated(valid_conv2d(a2, weights.w2, (1, 1), params.bsize_out), weights.bn3, epsilon, counted3)
+    a2, back2 = _activated(strided @ weights.w1, weights.bn2, epsilon, counted2, keep2, statistics)
+    h3 = valid_conv2d(a2, weights.w2, (1, 1), params.bsize_out)
+    a3, back3 = _activated(h3, weights.bn3, epsilon, counted3, None, statistics)
     writes = _writes(params)
     y = _shortcut(unit.x, weights, step)
     sparse_scatter_var(a3 @ weights.w3, index, y, **writes, add=True, version="indexed")
@@ -499,7 +507,12 @@ def _outer(x: Array, g: Array) -> Array:
 
 
 def _activated(
-    x: Array, bn: BatchNorm | None, epsilon: float, counted: Array | None = None, keep: Array | None = None
+    x: Array,
+    bn: BatchNorm | None,
+    epsilon: float,
+    counted: Array | None = None,
+    keep: Array | None = None,
+    statistics: Statistics | None = None,
 ) -> tuple[Array, Callable[[Array], tuple[Array, BatchNorm | None]]]:
     """ReLU of the normalised x [..., C] where ``keep`` says so, else 0; without normalisation x itself.
 
@@ -507,8 +520,9 @@ def _activated(
         x: values.
         bn: the normalisation; its statistics count unless ``counted`` is given.
         epsilon: of the normalisation.
-        counted: bool [..., 1], the positions whose mean and variance are taken.
+        counted: bool [..., 1], the positions whose mean and variance are taken, unless there are none.
         keep: bool [..., 1].
+        statistics: takes the mean and the variance that were computed.
 
     Returns:
         The values, and the function from their cotangent to those of x and of the normalisation.
@@ -520,8 +534,11 @@ def _activated(
         weight = np.ones((), x.dtype)
     else:
         weight = counted.astype(x.dtype) / x.dtype.type(max(counted.sum(), 1))
-    mean = bn.mean if counted is None else (x * weight).sum(everywhere)
-    variance = bn.variance if counted is None else ((x - mean) ** 2 * weight).sum(everywhere)
+    given = counted is None or not counted.any()
+    mean = bn.mean if given else (x * weight).sum(everywhere)
+    variance = bn.variance if given else ((x - mean) ** 2 * weight).sum(everywhere)
+    if counted is not None and statistics is not None:
+        statistics.append((mean, variance))
     inverse = 1 / np.sqrt(variance + np.asarray(epsilon, x.dtype))
     normal = (x - mean) * inverse
     y = normal * bn.scale + bn.offset

@@ -93,6 +93,7 @@ def sparse_residual_unit(
     strides: Sequence[Any] = (1, 1),
     epsilon: float = EPSILON,
     in_place: bool = False,
+    statistics: list[tuple[tf.Tensor, tf.Tensor]] | None = None,
     version: str | Fused = "auto",
 ) -> Any:
     """The unit in the tiles of the active blocks; elsewhere the shortcut alone.
@@ -110,6 +111,8 @@ def sparse_residual_unit(
         epsilon: added to the variances.
         in_place: write the result into the variable ``x`` and return it, without a gradient; the compiled kernel
             changes the tiles in its memory.
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them; where
+            nothing is counted, the given ones.
         version: "blocks" gathers, computes on the stack and scatters; "pixels" computes on compact rows, nothing twice;
             "dense" on the whole image, of which the tiles are kept (border="dense"); "fused" is the compiled kernel;
             "auto". All but "blocks" and "auto" need bn="inference", strides (1, 1) and no ``w_project``.
@@ -143,7 +146,7 @@ def sparse_residual_unit(
         del plain
         return _written(x, listed, made, how)
     if how == "blocks":
-        y = _by_blocks(plain, index, params, unit, border, bn, step, epsilon)
+        y = _by_blocks(plain, index, params, unit, border, bn, step, epsilon, statistics)
     else:
         grid = tuple(extent(plain, axis) for axis in range(3))
         positions = counting(pixel_rows(block_pixels(index, params, grid[0], "indexed"), grid))
@@ -296,6 +299,7 @@ def _by_blocks(
     bn: str,
     step: tuple[int, int],
     epsilon: float,
+    statistics: list[tuple[tf.Tensor, tf.Tensor]] | None,
 ) -> tf.Tensor:
     if bn != "inference":
         # Statistics take no row that does not count.
@@ -315,7 +319,10 @@ def _by_blocks(
         if norm is None:
             return h
         if bn != "inference":
-            norm = norm._replace(**_moments(crop(h), counted))
+            mean, variance = _moments(crop(h), counted, norm)
+            norm = norm._replace(mean=mean, variance=variance)
+            if statistics is not None:
+                statistics.append((tf.stop_gradient(mean), tf.stop_gradient(variance)))
         return _affine(h, norm, epsilon)
 
     def masked(h: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
@@ -359,12 +366,12 @@ def _counted(
     return tf.cast(inside & own, shortcut.dtype)[..., None]
 
 
-def _moments(h: tf.Tensor, counted: tf.Tensor | None) -> dict[str, tf.Tensor]:
-    """Mean and variance over all positions, or those that are counted."""
+def _moments(h: tf.Tensor, counted: tf.Tensor | None, norm: BatchNorm) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance over all positions, or those that are counted; the given ones where there are none."""
     if counted is None:
-        mean, variance = tf.nn.moments(h, [0, 1, 2])
-        return {"mean": mean, "variance": variance}
+        counted = tf.ones_like(h[..., :1])
     total = tf.reduce_sum(counted)
     mean = tf.math.divide_no_nan(tf.reduce_sum(h * counted, [0, 1, 2]), total)
     spread = tf.reduce_sum(tf.square(h - mean) * counted, [0, 1, 2])
-    return {"mean": mean, "variance": tf.math.divide_no_nan(spread, total)}
+    variance = tf.math.divide_no_nan(spread, total)
+    return tf.where(total > 0, mean, norm.mean), tf.where(total > 0, variance, norm.variance)

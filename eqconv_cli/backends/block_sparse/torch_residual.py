@@ -109,7 +109,8 @@ def sparse_residual_unit(
         strides: of the first convolution and the shortcut.
         epsilon: added to the variances.
         in_place: write into ``x`` and return it; needs stride 1 and no projection.
-        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them.
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them; where
+            nothing is counted, the given ones.
         version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "dense" (on
             the whole image, then chosen; for border="dense"), "fused" (compiled: ``eqconv build-kernels``), or "auto".
             All but "blocks" and "auto" need bn="inference", stride 1 and no projection.

@@ -9,6 +9,8 @@ from eqconv_cli.backends.block_sparse.arguments import Shape, check_vector, diff
 
 #: TensorFlow's and SBNet's default.
 EPSILON = 1e-3
+#: Of running statistics, SBNet's.
+DECAY = 0.999
 BORDERS = ("dense", "original")
 STATISTICS = ("inference", "stack", "active")
 
@@ -63,6 +65,19 @@ def check_route(version: Any, why: str, border: str) -> None:
         raise ValueError(f"version={name!r} needs bn='inference', strides (1, 1) and no w_project: {why}")
     if name == "dense" and border != "dense":
         raise ValueError(f"version='dense' has border='dense', not border={border!r}")
+
+
+def check_decay(decay: float) -> None:
+    """Raises ValueError unless running statistics move by a share of 0 to 1."""
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay={decay!r} is not allowed: a number from 0 to 1 is needed")
+
+
+def check_projection(project: bool | None, channels: int, out: int, strides: Sequence[int]) -> bool:
+    """Whether a layer's shortcut has weights; None: where other channels or strides need them. Raises ValueError."""
+    if project is False and out != channels:
+        raise ValueError(f"project=False with {channels} channels in and {out} out: both must be equal")
+    return (out != channels or tuple(strides) != (1, 1)) if project is None else project
 
 
 def check_weights(weights: ResidualWeights, x: Shape) -> None:

@@ -25,7 +25,7 @@ def voxels(
     points: npt.NDArray[Any],
     voxel: float | Sequence[float],
     batch: Any = None,
-    origin: Sequence[float] | None = None,
+    origin: float | Sequence[float] | None = None,
     shape: Sequence[int] | None = None,
 ) -> Voxels:
     """floor((point - origin) / voxel) of each point, computed in float64.
