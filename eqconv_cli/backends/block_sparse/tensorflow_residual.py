@@ -368,10 +368,10 @@ def _counted(
 
 def _moments(h: tf.Tensor, counted: tf.Tensor | None, norm: BatchNorm) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance over all positions, or those that are counted; the given ones where there are none."""
-    if counted is None:
-        counted = tf.ones_like(h[..., :1])
-    total = tf.reduce_sum(counted)
-    mean = tf.math.divide_no_nan(tf.reduce_sum(h * counted, [0, 1, 2]), total)
-    spread = tf.reduce_sum(tf.square(h - mean) * counted, [0, 1, 2])
+    rows = rows_of(h)
+    share = tf.ones_like(rows[:, :1]) if counted is None else rows_of(counted)
+    total = tf.reduce_sum(share)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(rows * share, 0), total)
+    spread = tf.reduce_sum(tf.square(rows - mean) * share, 0)
     variance = tf.math.divide_no_nan(spread, total)
     return tf.where(total > 0, mean, norm.mean), tf.where(total > 0, variance, norm.variance)
