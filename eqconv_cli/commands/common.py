@@ -83,8 +83,8 @@ Mesh = Annotated[
     Path | None, typer.Option("--mesh", metavar="FILE", help="Your own mesh: obj, ply, off, stl, gii, vtk.")
 ]
 GraphFile = Annotated[Path | None, typer.Option("--graph", metavar="FILE", help="Your own graph: npz.")]
-MaskFile = Annotated[Path | None, typer.Option("--mask", metavar="FILE", help="Your own mask: npy, npz, png.")]
-ImageFile = Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Your own image: npy, npz, png.")]
+MaskFile = Annotated[Path | None, typer.Option("--mask", metavar="FILE", help="Your own mask: npy, npz, or a picture.")]
+ImageFile = Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Your own picture: png, jpg.")]
 Device = Annotated[str, typer.Option("--device", metavar="LIST", help="Devices, comma-separated: cpu, cuda.")]
 Plugin = Annotated[
     str | None, typer.Option("--plugin", metavar="MODULE", help="Module or .py file with VARIANTS of your own.")

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from eqconv_cli import kernels
 from eqconv_cli.backends.block_sparse import reference
 from eqconv_cli.backends.block_sparse.tensorflow_runs import prepare
+from tests.support import needs
 
 TOLERANCE = 1e-9
 MODES = pytest.mark.parametrize("mode", ["eager", "function"])
 
-_missing = [reason for target in ("tensorflow", "cpu") for reason in kernels.missing(target)]
-built = pytest.mark.skipif(bool(_missing), reason="; ".join(_missing))
+built = needs("tensorflow", "cpu")
 FUSED = pytest.param("fused", marks=built)
 
 

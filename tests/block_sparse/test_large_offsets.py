@@ -16,7 +16,7 @@ from eqconv_cli.numpy import (
     sparse_gather,
     sparse_scatter_var,
 )
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 SIDE, CHANNELS = 20_000, 6
 assert SIDE * SIDE < 2**31 < SIDE * SIDE * CHANNELS

@@ -9,6 +9,7 @@ import pytest
 
 from eqconv_cli.backends.block_sparse import cost_model
 from eqconv_cli.backends.block_sparse.numpy_convolution import PIXEL_COMPOSITIONS
+from eqconv_cli.backends.block_sparse.site_patterns import make_pattern
 from eqconv_cli.numpy import (
     BatchNorm,
     ResidualWeights,
@@ -96,7 +97,7 @@ CHAIN = block_params_chain(X.shape, (5, 5), [(1, 1), (3, 3), (1, 1)])
 BLOCKS = reduce_mask(MASK, CHAIN.bcount, bsize=CHAIN.bsize, bstride=CHAIN.bstrides, boffset=CHAIN.boffset, tol=0.5)
 
 
-@pytest.mark.parametrize("version", ["blocks", FUSED])
+@pytest.mark.parametrize("version", ["blocks", "pixels", "dense", FUSED])
 def test_the_unit_in_place_and_twice_in_the_list(version: Any) -> None:
     x, dense = X.copy(), residual_unit(X, UNIT)
     assert sparse_residual_unit(x, BLOCKS, CHAIN, UNIT, in_place=True, version=version) is x
@@ -108,7 +109,7 @@ def test_the_unit_in_place_and_twice_in_the_list(version: Any) -> None:
     np.testing.assert_allclose(sparse_residual_unit(X, twice, CHAIN, UNIT, version=version), x, atol=1e-12)
 
 
-@pytest.mark.parametrize("version", ["pixels", FUSED])
+@pytest.mark.parametrize("version", ["pixels", "dense", FUSED])
 def test_the_unit_at_pixels_writes_to_out(version: Any) -> None:
     out = np.full(X.shape, 7.0)
     assert masked_residual_unit(X, PIXELS, UNIT, out=out, version=version) is out
@@ -126,7 +127,7 @@ def test_sites_to_and_from_images_and_points() -> None:
     points = np.array([[0.1, 0.2, 5.0], [0.4, 0.3, 5.2], [2.0, 0.2, 5.0]])
     cloud = sites_from_points(points, 1.0, np.array([[1.0], [3.0], [5.0]]))
     assert cloud.coords.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0]] and cloud.feats.tolist() == [[2.0], [5.0]]
-    assert sites_from_points(points, (0.1, 1, 1), duplicates="error").feats.dtype == np.float32
+    assert sites_from_points(points, (0.1, 1, 1), duplicates="error").feats.dtype == np.float64
 
 
 def test_merged_features() -> None:
@@ -153,6 +154,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "mask": (lambda: sparse_conv2d_matmul(X, W, MASK[:1], tol=0.5), "resize_mask"),
     "border": (lambda: sparse_residual_unit(X, BLOCKS, CHAIN, UNIT, border="ring"), "border='ring'"),
     "bn": (lambda: sparse_residual_unit(X, BLOCKS, CHAIN, UNIT, bn="batch"), "bn='batch'"),
+    "route": (
+        lambda: sparse_residual_unit(X, BLOCKS, CHAIN, UNIT, bn="stack", version="pixels"),
+        "version='pixels' needs bn='inference'.*: bn='stack'",
+    ),
+    "ring": (lambda: masked_residual_unit(X, PIXELS, UNIT, border="original", version="dense"), "has border='dense'"),
     "chain": (lambda: sparse_residual_unit(X, BLOCKS, CHAIN, UNIT, strides=(2, 2)), "block_params_chain"),
     "w1": (lambda: residual_unit(X, UNIT._replace(w1=UNIT.w1[:2])), r"w1 has shape \[2, 2\]"),
     "norm": (lambda: residual_unit(X, UNIT._replace(bn1=NORM)), "bn1.scale"),
@@ -183,6 +189,23 @@ def test_dtypes_must_agree() -> None:
         subm_conv(SITES, W, bias=B.astype(np.float32))
     with pytest.raises(IndexError, match="positions 0 to 143"):
         masked_conv2d(X, W, PIXELS._replace(pixels=np.array([144]), count=np.array([1])))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_auto_on_sites_takes_what_computes_least(back: bool) -> None:
+    every, few = np.argwhere(np.ones((1, 40, 40))), np.array([[0, 0, 0], [0, 20, 20], [0, 39, 39]])
+    for framework in cost_model.SITE_RELATIVE:
+        versions = []
+        for coords in (every, few):
+            book = make_pattern(coords, (40, 40))[0].strided((3, 3), 1, 1)
+            versions.append(cost_model.choose_sites(book.sizes(back), framework, fused=False).version)
+        assert versions[1] in ("rulebook", "table") and (versions[0] == "dense" or framework == "torch")
+        assert cost_model.choose_sites(book.sizes(back), framework, fused=True).version == "fused"
+
+
+def test_tiles_reach_past_the_edge_but_count_no_more_than_the_image() -> None:
+    assert cost_model.tiles_of(np.array([0, 8, 80, 99]), (1, 10, 10)) == 4
+    assert cost_model.sizes(4, 4, 100, (3, 3, 2, 5)).tile_pixels == 100
 
 
 def test_the_cost_model_takes_what_computes_least() -> None:

@@ -68,6 +68,9 @@ def test_auto_is_explained_where_there_is_a_choice() -> None:
     assert FAMILY.explain is not None
     lines = FAMILY.explain(problem("pixels-same").arrays(0))
     assert [line.split(":")[0] for line in lines] == ["auto@numpy", "auto@torch", "auto@tensorflow"]
+    for name in ("sites-grouped", "inverse"):
+        lines = FAMILY.explain(problem(name).arrays(0))
+        assert [line.split(":")[0] for line in lines] == ["auto@numpy", "auto@torch", "auto@tensorflow"]
     assert FAMILY.explain(problem("gather").arrays(0)) == []
 
 

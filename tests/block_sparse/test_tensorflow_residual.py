@@ -53,9 +53,13 @@ def problem(border, bn, strides=(1, 1), bsize=(5, 6), repeat=False, **options):
 
 @BORDERS
 @MODES
-@pytest.mark.parametrize("version", ["blocks", FUSED])
+@pytest.mark.parametrize("version", ["blocks", "pixels", "dense", FUSED])
 @pytest.mark.parametrize("activated", [True, False])
 def test_in_blocks(version, activated, border, mode):
+    if version == "dense" and border == "original":
+        with pytest.raises(ValueError, match="version='dense' has border='dense'"):
+            prepare(problem(border, "inference"), "float64", "cpu", operation="residual", version=version).run()
+        return
     check("residual", problem(border, "inference", repeat=True, activated=activated), version, mode)
 
 
@@ -76,10 +80,12 @@ def test_strides(project, bn, border):
 
 @BORDERS
 @MODES
-@pytest.mark.parametrize("version", ["pixels", FUSED])
+@pytest.mark.parametrize("version", ["pixels", "dense", FUSED])
 @pytest.mark.parametrize("activated", [True, False])
 def test_at_pixels(version, activated, border, mode):
     pixels = np.flatnonzero(RNG.random(X.shape[:3]) < 0.3).astype(np.int32)
+    if version == "dense" and border == "original":
+        return
     check("masked_residual", {"x": X, **arrays(pixels=pixels, border=border), **unit(activated)}, version, mode)
 
 
@@ -101,10 +107,10 @@ def test_all_blocks_give_the_dense_unit_and_in_place_writes_it(version):
 @built
 @MODES
 def test_the_kernel_writes_into_the_memory_of_the_variable(mode):
-    params, drawn = block_params_chain(X.shape, (6, 5), KSIZES), unit()
-    # Far above 0, so that the last ReLU lets something through whatever was drawn.
-    drawn["bn3"][1] += 9
-    given = weights(drawn)
+    drawn = unit()
+    # So that the last ReLU lets something pass: the unit changes the image.
+    drawn["bn3"][1] = 3.0
+    params, given = block_params_chain(X.shape, (6, 5), KSIZES), weights(drawn)
     index = BlockIndex(tf.constant([[1, 0, 0], [0, 1, 1]]), tf.constant([2]))
     pixels = block_pixels(index, params, 2)
     wanted = sparse_residual_unit(X, index, params, given, version="blocks").numpy()

@@ -168,7 +168,7 @@ def test_images_points_and_duplicates():
     wanted = {"first": [1, 2], "last": [5, 2], "sum": [6, 2], "mean": [3, 2]}
     for duplicates, values in wanted.items():
         assert Sites.make(coords, feats, (2,), duplicates=duplicates).feats.numpy()[:, 0].tolist() == values
-    points = sites_from_points([[0.1, 0.2], [0.3, 0.1], [2.5, 1.2]], 1.0, feats)
+    points = sites_from_points(np.array([[0.1, 0.2], [0.3, 0.1], [2.5, 1.2]]), 1.0, feats)
     assert points.coords.numpy().tolist() == [[0, 0, 0], [0, 2, 1]]
     assert points.feats.numpy().tolist() == [[1.5], [5.0]]
     transposed = np.asfortranarray(np.argwhere(mask))

@@ -21,7 +21,7 @@ from eqconv_cli.torch import (
     upsample_indices,
 )
 from tests.block_sparse.support_torch import check, convolution_instance, on_blocks, on_pixels
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 FUSED = pytest.param("fused", marks=needs("torch", "cpu"))
 CASES = [(1, (1, 1)), (2, (1, 1)), (2, (2, 2)), (3, (1, 1)), (3, (2, 2)), (3, (1, 2))]

@@ -30,7 +30,7 @@ from eqconv_cli.torch import (
     sparse_scatter_var,
     subm_conv,
 )
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 built = needs("torch", "cpu")
 WINDOW = [3, 3, 2, 2, -1, -1]

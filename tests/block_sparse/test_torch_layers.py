@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from eqconv_cli.backends.block_sparse.torch_residual import KSIZES
 from eqconv_cli.torch import (
     Sites,
     SparseBlockConv2d,
@@ -12,8 +13,12 @@ from eqconv_cli.torch import (
     SparseInverseConv,
     SparseResidualUnit,
     SubmanifoldConv,
+    block_params,
+    block_params_chain,
     pixel_index,
+    reduce_mask,
     residual_unit,
+    sparse_residual_unit,
     to_dense,
 )
 
@@ -103,6 +108,45 @@ def test_a_residual_unit_is_the_dense_one_where_active():
     assert torch.equal(other(x), dense)
 
 
+@pytest.mark.parametrize("bn", ["stack", "active"])
+def test_running_statistics(bn):
+    """A step of training moves them to the batch's, as the decay says; evaluation takes them and leaves them."""
+    torch.manual_seed(0)
+    unit = SparseResidualUnit(4, bsize=(6, 6), bn=bn, decay=0.75, dtype=torch.float64)
+    x, mask = torch.randn(2, 8, 9, 4, dtype=torch.float64), torch.rand(2, 8, 9) < 0.2
+    params = block_params_chain(x.shape, (6, 6), KSIZES)
+    index = reduce_mask(
+        mask, params.bcount, bsize=params.bsize, bstride=params.bstrides, boffset=params.boffset, tol=0.0
+    )
+    found = []
+    expected = sparse_residual_unit(x, index, params, unit.weights(), bn=bn, statistics=found)
+    torch.testing.assert_close(unit(x, mask), expected)
+    for norm, (mean, variance) in zip((unit.bn1, unit.bn2, unit.bn3), found, strict=True):
+        torch.testing.assert_close(norm.mean, 0.25 * mean)
+        torch.testing.assert_close(norm.variance, 0.75 + 0.25 * variance)
+    before = {name: value.clone() for name, value in unit.state_dict().items()}
+    evaluated = unit.eval()(x, mask)
+    torch.testing.assert_close(evaluated, sparse_residual_unit(x, index, params, unit.weights()))
+    assert (evaluated - expected).abs().max() > 1e-3
+    unit.train()(x, torch.zeros_like(mask))
+    assert all(torch.equal(value, before[name]) for name, value in unit.state_dict().items())
+
+
+def test_lists_of_blocks():
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 8, 9, 4), torch.rand(2, 8, 9) < 0.2
+    for layer, params in (
+        (SparseBlockConv2d(4, 5, 3, bsize=(6, 6)), block_params(x.shape, (6, 6), (3, 3))),
+        (SparseResidualUnit(4, bsize=(6, 6)), block_params_chain(x.shape, (6, 6), KSIZES)),
+    ):
+        geometry = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
+        index = reduce_mask(mask, params.bcount, **geometry, tol=0.0)
+        assert torch.equal(layer(x, index), layer(x, mask))
+        layer.bsize = None
+        with pytest.raises(ValueError, match="bsize=None"):
+            layer(x, index)
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 def test_site_layers_go_down_and_up_and_train(axes):
     torch.manual_seed(0)
@@ -137,6 +181,7 @@ def test_layers_show_their_arguments():
         (lambda: SparseBlockConv2d(3, 5, 3)(torch.zeros(1, 4, 4, 3), torch.ones(1, 4, 4)), "bsize=None"),
         (lambda: SparseResidualUnit(4, bn="batch"), "bn='batch'"),
         (lambda: SparseResidualUnit(4, bottleneck=0), "bottleneck=0"),
+        (lambda: SparseResidualUnit(4, decay=-0.1), "decay=-0.1"),
         (lambda: SparseResidualUnit(4, out_channels=6, project=False), "project=False"),
         (lambda: SparseResidualUnit(4)(torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4)), "bsize=None"),
         (lambda: SubmanifoldConv(5, 3, 4, 3), "axes=5"),

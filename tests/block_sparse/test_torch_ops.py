@@ -26,7 +26,7 @@ from tests.block_sparse.support_torch import (
     rows,
     scatter_instance,
 )
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 VERSIONS = ["indexed", pytest.param("fused", marks=needs("torch", "cpu"))]
 at_windows = pytest.mark.parametrize("at", WINDOWS, ids=str)

@@ -18,7 +18,7 @@ from eqconv_cli.torch import (
     sparse_residual_unit,
 )
 from tests.block_sparse.support_torch import check, some_pixels, unit_instance, unit_on_blocks
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 FUSED = pytest.param("fused", marks=needs("torch", "cpu"))
 in_borders = pytest.mark.parametrize("border", ["dense", "original"])

@@ -24,7 +24,7 @@ from tests.block_sparse.support_torch import (
     strided_instance,
     submanifold_instance,
 )
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 FUSED = pytest.param("fused", marks=needs("torch", "cpu"))
 in_versions = pytest.mark.parametrize("version", [*COMPOSITIONS, "auto", FUSED])
@@ -128,8 +128,8 @@ def test_duplicates(duplicates, expected):
 def test_points():
     points = torch.tensor([[0.1, 0.2], [0.4, 0.3], [-0.6, 2.0]])
     sites = sites_from_points(points, 0.5, torch.tensor([[1.0], [3.0], [5.0]]))
-    assert sites.shape == (3, 5) and sites.batch == 1
-    assert sites.coords.tolist() == [[0, 2, 0], [0, 0, 4]] and sites.feats[:, 0].tolist() == [2, 5]
+    assert sites.shape == (3, 4) and sites.batch == 1
+    assert sites.coords.tolist() == [[0, 1, 0], [0, 2, 0], [0, 0, 3]] and sites.feats[:, 0].tolist() == [1, 3, 5]
 
 
 @in_versions

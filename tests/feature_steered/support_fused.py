@@ -1,4 +1,4 @@
-"""What the tests of the compiled kernels share: problems of odd shapes, and whether the kernels are built."""
+"""What the tests of the compiled kernels share: problems of odd shapes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-from eqconv_cli import kernels
 from eqconv_cli.backends.feature_steered import problems
 from tests.feature_steered.support import (
     TOLERANCE,
@@ -24,12 +22,6 @@ from tests.feature_steered.support import (
 
 #: ``run(inputs, cotangent, **options)`` gives the output and, for a cotangent, the gradients.
 Run = Callable[..., tuple[np.ndarray, Arrays]]
-
-
-def needs(*targets: str) -> pytest.MarkDecorator:
-    """Skips, with the reason, where one of these artefacts is not built."""
-    reasons = [reason for target in targets for reason in kernels.missing(target)]
-    return pytest.mark.skipif(bool(reasons), reason="; ".join(reasons))
 
 
 def star(leaves: int) -> Arrays:

@@ -9,7 +9,7 @@ from eqconv_cli.catalog import Variant
 from eqconv_cli.engine.oracle import Instance
 from eqconv_cli.errors import EqconvError
 from tests.feature_steered.support import TOLERANCE, assert_close
-from tests.feature_steered.support_fused import needs
+from tests.support import needs
 
 CASE = next(case for case in FAMILY.cases if case.name == "overhead")
 

@@ -33,7 +33,8 @@ from tests.feature_steered.support import (
     random_problem,
     rounded,
 )
-from tests.feature_steered.support_fused import PROBLEMS, SHAPES, after_relu, check, instance, needs, offset, shaped
+from tests.feature_steered.support_fused import PROBLEMS, SHAPES, after_relu, check, instance, offset, shaped
+from tests.support import needs
 
 built = needs("torch", "cpu")
 DTYPES = ["float32", "float64"]

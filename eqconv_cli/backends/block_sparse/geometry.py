@@ -87,6 +87,11 @@ def check_padding(padding: str) -> None:
         raise ValueError(f"padding={padding!r} is unknown: allowed: {', '.join(PADDINGS)}")
 
 
+def both(name: str, value: int | Sequence[int]) -> Pair:
+    """One number for both axes, or (height, width); raises ValueError."""
+    return pair(name, (value, value), 1) if isinstance(value, int) else strides_pair(name, value)
+
+
 def strides_pair(name: str, value: Sequence[Any]) -> Pair:
     """(height, width) from two numbers, or from TensorFlow's four with 1 for batch and channels.
 

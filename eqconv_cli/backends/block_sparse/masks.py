@@ -5,8 +5,10 @@ Each maker returns float64 [H, W] of zeros and ones; ``sparsity`` is the share o
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +112,46 @@ def picture(path: str | Path) -> npt.NDArray[np.float64]:
             return np.asarray(image.convert("RGB"), np.float64) / 255
     except (UnidentifiedImageError, OSError) as error:
         raise UsageError(f"picture {str(path)!r} cannot be read: {error}") from error
+
+
+def stored(path: str | Path) -> Mask:
+    """A mask file as zeros and ones [N, H, W]: what is above 0.5 is active.
+
+    Args:
+        path: an ``.npy`` file or an ``.npz`` archive of one array, bool or real, [H, W] or [N, H, W]; or a picture,
+            whose brightness between 0 and 1 counts.
+
+    Raises:
+        UsageError: it is no file or cannot be read; an archive of another number of arrays; an array of another shape
+            or dtype, without a pixel, or with NaN.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".npy", ".npz"):
+        return _ones(gray(picture(path)) > 0.5)[None]
+    values = _array(path)
+    if values.dtype.kind not in "biuf":
+        raise UsageError(f"mask {str(path)!r} has dtype {values.dtype}: bool or real numbers are needed")
+    if values.ndim not in (2, 3) or not values.size:
+        raise UsageError(f"mask {str(path)!r} has shape {list(values.shape)}: [H, W] or [N, H, W] is needed, not empty")
+    if np.isnan(values).any():
+        raise UsageError(f"mask {str(path)!r} has NaN: a pixel is active or not")
+    return _ones(values > 0.5).reshape(-1, *values.shape[-2:])
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` file, or the only one of an ``.npz`` archive; raises UsageError."""
+    if not path.is_file():
+        raise UsageError(f"mask {str(path)!r} is not a file")
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"mask {str(path)!r} cannot be read: {error}") from error
+    if len(arrays) != 1:
+        names = ", ".join(sorted(arrays)) or "nothing"
+        raise UsageError(f"mask {str(path)!r} holds {len(arrays)} arrays ({names}): one is needed")
+    return next(iter(arrays.values()))
 
 
 def gray(colours: npt.NDArray[np.float64]) -> Mask:

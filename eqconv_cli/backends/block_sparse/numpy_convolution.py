@@ -137,11 +137,12 @@ def sparse_conv2d_gradients(
     activation: str | None = None,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``x``, ``w``, ``bias`` and ``base`` (an array) from that of the result.
+    """The gradients of ``x``, ``w``, ``base`` (an array) and, if it is given, ``bias`` from that of the result.
 
-    Args, Raises: as for :func:`sparse_conv2d`; ``dy`` is [N, Hout, Wout, K], version "matmul", "fused" or "auto".
+    Args, Raises: as for :func:`sparse_conv2d`; ``dy`` is [N, Hout, Wout, K]. Every composition has the same gradient.
     """
     padding = _padding_of(x, w, params, strides)
+    kernels_or(version, BLOCK_COMPOSITIONS, numpy_fused.missing)
     pixels = block_pixels(index, params, x.shape[0])
     return masked_conv2d_gradients(
         dy, x, w, pixels, strides=strides, padding=padding, bias=bias, activation=activation, version=version
@@ -206,9 +207,10 @@ def masked_conv2d_gradients(
     activation: str | None = None,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``x``, ``w``, ``bias`` and ``base`` (an array) from that of the result.
+    """The gradients of ``x``, ``w``, ``base`` (an array) and, if it is given, ``bias`` from that of the result.
 
-    Args, Raises: as for :func:`masked_conv2d`; ``dy`` is [N, Hout, Wout, K], version "matmul", "fused" or "auto".
+    Args, Raises: as for :func:`masked_conv2d`; ``dy`` is [N, Hout, Wout, K]. Every composition has the same gradient,
+    which is computed from the pixels' patches.
     """
     layer = _layer(x, w, bias, activation, strides, padding)
     listed = _pixels_of(pixels, layer)
@@ -216,11 +218,11 @@ def masked_conv2d_gradients(
     flat = cotangent.reshape(-1, cotangent.shape[3])
     dbase = cotangent.copy()
     dbase.reshape(flat.shape)[listed] = 0
-    how = kernels_or(version, ("matmul",), numpy_fused.missing)
+    how = kernels_or(version, PIXEL_COMPOSITIONS, numpy_fused.missing)
     if isinstance(how, Fused):
         y = _fused_at(layer, listed, np.empty_like(cotangent), how) if layer.relu else None
         dx, dw, db = numpy_fused.site_backward(cotangent, layer.x, layer.w, y, _image_sites(layer, listed), how)
-        return {"x": dx, "w": dw, "bias": db, "base": dbase}
+        return {"x": dx, "w": dw, "base": dbase, **({} if bias is None else {"bias": db})}
     rows = flat[listed]
     patches = _patches(layer, listed)
     if layer.relu:
@@ -229,7 +231,8 @@ def masked_conv2d_gradients(
     dx = np.zeros(x.shape, x.dtype)
     for tap, (inputs, inside) in enumerate(_taps(layer, listed)):
         dx.reshape(-1, x.shape[3])[inputs[inside]] += dpatches[inside, tap]
-    return {"x": dx, "w": (patches.T @ rows).reshape(w.shape), "bias": rows.sum(0), "base": dbase}
+    found = {"x": dx, "w": (patches.T @ rows).reshape(w.shape), "base": dbase}
+    return found if bias is None else {**found, "bias": rows.sum(0)}
 
 
 def sparse_conv2d_matmul(
@@ -526,10 +529,8 @@ def _under_windows(x: Array, params: BlockParams, value: float) -> Array:
 
 def sizes_of(layer: Layer, listed: Ints) -> cost_model.Sizes:
     """What the cost model looks at."""
-    index, params = _tiles(layer, listed)
-    tiles = len(index.active_block_indices) * params.bsize_out[0] * params.bsize_out[1]
-    kh, kw, channels, filters = layer.w.shape
-    return cost_model.Sizes(len(listed), tiles, int(np.prod(layer.grid)), kh * kw, channels, filters)
+    tiles = cost_model.tiles_of(listed, layer.grid)
+    return cost_model.sizes(len(listed), tiles, int(np.prod(layer.grid)), layer.w.shape)
 
 
 def _taps(layer: Layer, listed: Ints) -> list[tuple[Array, Array]]:

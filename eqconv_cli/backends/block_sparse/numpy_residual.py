@@ -27,20 +27,23 @@ from eqconv_cli.backends.block_sparse.numpy_ops import (
 )
 from eqconv_cli.backends.block_sparse.options import Fused, kernels_or
 from eqconv_cli.backends.block_sparse.units import (
+    BLOCK_COMPOSITIONS,
     BORDERS,
     EPSILON,
+    PIXEL_COMPOSITIONS,
     STATISTICS,
     BatchNorm,
     ResidualWeights,
+    check_route,
     check_weights,
+    only_blocks,
 )
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int32]
 Gradients = dict[str, Any]
-
-BLOCK_COMPOSITIONS = ("blocks",)
-PIXEL_COMPOSITIONS = ("pixels",)
+#: Mean and variance of each normalisation.
+Statistics = list[tuple[Array, Array]]
 
 
 def residual_unit(
@@ -78,6 +81,7 @@ def sparse_residual_unit(
     strides: Sequence[int] = (1, 1),
     epsilon: float = EPSILON,
     in_place: bool = False,
+    statistics: Statistics | None = None,
     version: str | Fused = "auto",
 ) -> Array:
     """The residual unit in the tiles of the active blocks; the shortcut alone elsewhere.
@@ -94,8 +98,11 @@ def sparse_residual_unit(
         strides: of the first convolution and of the shortcut's.
         epsilon: of the normalisations.
         in_place: write the result to ``x`` and return it; needs stride 1 and no projection.
-        version: "blocks" (gather, nine layers, scatter), "fused" (``eqconv build-kernels``: all in one pass over the
-            pixels; "inference" without strides and projection only), or "auto".
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them; where
+            nothing is counted, the given ones.
+        version: "blocks" (gather, nine layers, scatter), "pixels" (compact rows, nothing twice), "dense" (on the whole
+            image, then chosen; for border="dense"), "fused" (``eqconv build-kernels``: all in one pass over the
+            pixels), or "auto". All but "blocks" and "auto" need bn="inference", stride 1 and no projection.
 
     Returns:
         [N, Hout, Wout, Cout].
@@ -103,17 +110,16 @@ def sparse_residual_unit(
     Raises:
         TypeError, ValueError: a dtype, a shape or an option is not allowed.
         IndexError: a row names an image that there is not, or a negative number.
-        Unavailable: version is "fused" and the kernels are not built, or do not compute these options.
+        Unavailable: version is "fused" and the kernels are not built.
     """
     unit = _block_unit(x, index, params, weights, border, bn, strides, epsilon)
     if in_place and (weights.w_project is not None or unit.strides != (1, 1)):
         raise ValueError(f"in_place=True needs strides (1, 1) and no w_project: strides={unit.strides}")
-    how = kernels_or(version, BLOCK_COMPOSITIONS, lambda settings: _missing(settings, unit))
-    if isinstance(how, Fused):
-        pixels = listed_pixels(block_pixels(index, params, x.shape[0], how))
-        y = _fused(unit, pixels, unit.x.copy(), how)
+    how = _block_route(version, unit)
+    if how == "blocks":
+        y = _on_blocks(unit, index, params, statistics)[0]
     else:
-        y = _on_blocks(unit, index, params)[0]
+        y = _at_pixels(unit, _pixels_of(index, params, unit, how), unit.x.copy(), how)
     if in_place:
         x[...] = y
         return x
@@ -133,17 +139,18 @@ def sparse_residual_unit_gradients(
     epsilon: float = EPSILON,
     version: str | Fused = "auto",
 ) -> Gradients:
-    """The gradients of ``x``, ``w1``, ``w2``, ``w3``, ``bn1``, ``bn2``, ``bn3`` and ``w_project`` from the result's.
+    """The gradients of ``x``, ``w1``, ``w2``, ``w3``, ``bn2``, ``bn3`` and, if given, ``bn1`` and ``w_project``.
 
     Those of a normalisation are a :class:`BatchNorm`; of computed statistics, which the given ones do not enter, 0.
-    Args and errors as for :func:`sparse_residual_unit`.
+    Args and errors as for :func:`sparse_residual_unit`; ``dy`` is that of the result. "dense" and "pixels" have the
+    same gradient, which is computed on compact rows.
     """
     unit = _block_unit(x, index, params, weights, border, bn, strides, epsilon)
-    how = kernels_or(version, BLOCK_COMPOSITIONS, lambda settings: _missing(settings, unit))
-    if isinstance(how, Fused):
-        pixels = listed_pixels(block_pixels(index, params, x.shape[0], how))
-        return _on_pixels(unit, pixels, how)[1](plain_image("dy", dy))
-    return _on_blocks(unit, index, params)[1](plain_image("dy", dy))
+    how = _block_route(version, unit)
+    if how == "blocks":
+        return _given(_on_blocks(unit, index, params)[1](plain_image("dy", dy)))
+    settings = how if isinstance(how, Fused) else None
+    return _given(_on_pixels(unit, _pixels_of(index, params, unit, how), settings)[1](plain_image("dy", dy)))
 
 
 def masked_residual_unit(
@@ -163,8 +170,8 @@ def masked_residual_unit(
         pixels: of the image, each once, see :func:`pixel_index`.
         weights, border, epsilon: as for :func:`sparse_residual_unit`, without projection.
         out: an array like x to write the listed pixels to; the others stay as they are there.
-        version: "pixels" (compact rows: the first convolution on the pixels and their neighbours), "fused"
-            (``eqconv build-kernels``), or "auto".
+        version: "pixels" (compact rows: the first convolution on the pixels and their neighbours), "dense" (on the
+            whole image, then chosen; for border="dense"), "fused" (``eqconv build-kernels``), or "auto".
 
     Returns:
         [N, H, W, C]; ``out`` if it was given.
@@ -175,14 +182,12 @@ def masked_residual_unit(
         Unavailable: version is "fused" and the kernels are not built.
     """
     unit, listed = _pixel_unit(x, pixels, weights, border, epsilon)
-    how = kernels_or(version, PIXEL_COMPOSITIONS, lambda settings: _missing(settings, unit))
+    check_route(version, "", border)
+    how = kernels_or(version, PIXEL_COMPOSITIONS, numpy_fused.missing)
     y = unit.x.copy() if out is None else out
     if y.shape != x.shape or y.dtype != x.dtype or not y.flags.c_contiguous or np.may_share_memory(y, unit.x):
         raise ValueError("out must be like x, contiguous, and not share memory with it")
-    if isinstance(how, Fused):
-        return _fused(unit, listed, y, how)
-    y.reshape(-1, y.shape[3])[listed] = _on_pixels(unit, listed, None)[0]
-    return y
+    return _at_pixels(unit, listed, y, how)
 
 
 def masked_residual_unit_gradients(
@@ -197,9 +202,10 @@ def masked_residual_unit_gradients(
 ) -> Gradients:
     """The gradients as for :func:`sparse_residual_unit_gradients`; args and errors as for the unit."""
     unit, listed = _pixel_unit(x, pixels, weights, border, epsilon)
-    how = kernels_or(version, PIXEL_COMPOSITIONS, lambda settings: _missing(settings, unit))
+    check_route(version, "", border)
+    how = kernels_or(version, PIXEL_COMPOSITIONS, numpy_fused.missing)
     settings = how if isinstance(how, Fused) else None
-    return _on_pixels(unit, listed, settings)[1](plain_image("dy", dy))
+    return _given(_on_pixels(unit, listed, settings)[1](plain_image("dy", dy)))
 
 
 def folded(bn: BatchNorm, epsilon: float = EPSILON) -> tuple[Array, Array]:
@@ -268,16 +274,34 @@ def _pixel_unit(
     return Unit(image, weights, step, border, "inference", epsilon), listed_pixels(pixels)
 
 
-def _missing(settings: Fused, unit: Unit) -> list[str]:
-    reasons = numpy_fused.missing(settings)
-    if unit.bn != "inference":
-        reasons.append(f"the compiled unit takes given statistics, not bn={unit.bn!r}")
-    if unit.strides != (1, 1) or unit.weights.w_project is not None:
-        reasons.append("the compiled unit has no strides and no projection")
-    return reasons
+def _block_route(version: str | Fused, unit: Unit) -> str | Fused:
+    why = only_blocks(unit.bn, unit.strides, unit.weights)
+    check_route(version, why, unit.border)
+    return kernels_or("blocks" if why and version == "auto" else version, BLOCK_COMPOSITIONS, numpy_fused.missing)
 
 
-# The compiled unit.
+def _pixels_of(index: BlockIndex, params: BlockParams, unit: Unit, how: str | Fused) -> Ints:
+    return listed_pixels(block_pixels(index, params, unit.x.shape[0], how if isinstance(how, Fused) else "indexed"))
+
+
+def _given(gradients: Gradients) -> Gradients:
+    """Without those of parameters that there are not."""
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+# Routes to the listed pixels.
+
+
+def _at_pixels(unit: Unit, pixels: Ints, y: Array, how: str | Fused) -> Array:
+    """``y`` with the unit's values at the pixels."""
+    if isinstance(how, Fused):
+        return _fused(unit, pixels, y, how)
+    rows = y.reshape(-1, y.shape[3])
+    if how == "dense":
+        rows[pixels] = residual_unit(unit.x, unit.weights, epsilon=unit.epsilon).reshape(rows.shape)[pixels]
+    else:
+        rows[pixels] = _on_pixels(unit, pixels, None)[0]
+    return y
 
 
 def _fused(unit: Unit, pixels: Ints, y: Array, settings: Fused) -> Array:
@@ -367,7 +391,9 @@ def _table_conv(
 # The stack of blocks.
 
 
-def _on_blocks(unit: Unit, index: BlockIndex, params: BlockParams) -> tuple[Array, Callable[[Array], Gradients]]:
+def _on_blocks(
+    unit: Unit, index: BlockIndex, params: BlockParams, statistics: Statistics | None = None
+) -> tuple[Array, Callable[[Array], Gradients]]:
     """The result [N, Hout, Wout, Cout], and the function from its cotangent to the gradients."""
     weights, epsilon, step = unit.weights, unit.epsilon, unit.strides
     reads = _reads(params)
@@ -378,10 +404,11 @@ def _on_blocks(unit: Unit, index: BlockIndex, params: BlockParams) -> tuple[Arra
     counted1, counted2, counted3 = _counted(unit.bn, inside, tiles, step)
     keep1 = inside if unit.border == "dense" else np.ones_like(inside)
     keep2 = kept if unit.border == "dense" else np.ones_like(kept)
-    a1, back1 = _activated(x0, weights.bn1, epsilon, counted1, keep1)
+    a1, back1 = _activated(x0, weights.bn1, epsilon, counted1, keep1, statistics)
     strided = a1[:, :: step[0], :: step[1]]
-    a2, back2 = _activated(strided @ weights.w1, weights.bn2, epsilon, counted2, keep2)
-    a3, back3 = _activated(valid_conv2d(a2, weights.w2, (1, 1), params.bsize_out), weights.bn3, epsilon, counted3)
+    a2, back2 = _activated(strided @ weights.w1, weights.bn2, epsilon, counted2, keep2, statistics)
+    h3 = valid_conv2d(a2, weights.w2, (1, 1), params.bsize_out)
+    a3, back3 = _activated(h3, weights.bn3, epsilon, counted3, None, statistics)
     writes = _writes(params)
     y = _shortcut(unit.x, weights, step)
     sparse_scatter_var(a3 @ weights.w3, index, y, **writes, add=True, version="indexed")
@@ -480,7 +507,12 @@ def _outer(x: Array, g: Array) -> Array:
 
 
 def _activated(
-    x: Array, bn: BatchNorm | None, epsilon: float, counted: Array | None = None, keep: Array | None = None
+    x: Array,
+    bn: BatchNorm | None,
+    epsilon: float,
+    counted: Array | None = None,
+    keep: Array | None = None,
+    statistics: Statistics | None = None,
 ) -> tuple[Array, Callable[[Array], tuple[Array, BatchNorm | None]]]:
     """ReLU of the normalised x [..., C] where ``keep`` says so, else 0; without normalisation x itself.
 
@@ -488,8 +520,9 @@ def _activated(
         x: values.
         bn: the normalisation; its statistics count unless ``counted`` is given.
         epsilon: of the normalisation.
-        counted: bool [..., 1], the positions whose mean and variance are taken.
+        counted: bool [..., 1], the positions whose mean and variance are taken, unless there are none.
         keep: bool [..., 1].
+        statistics: takes the mean and the variance that were computed.
 
     Returns:
         The values, and the function from their cotangent to those of x and of the normalisation.
@@ -501,8 +534,11 @@ def _activated(
         weight = np.ones((), x.dtype)
     else:
         weight = counted.astype(x.dtype) / x.dtype.type(max(counted.sum(), 1))
-    mean = bn.mean if counted is None else (x * weight).sum(everywhere)
-    variance = bn.variance if counted is None else ((x - mean) ** 2 * weight).sum(everywhere)
+    given = counted is None or not counted.any()
+    mean = bn.mean if given else (x * weight).sum(everywhere)
+    variance = bn.variance if given else ((x - mean) ** 2 * weight).sum(everywhere)
+    if counted is not None and statistics is not None:
+        statistics.append((mean, variance))
     inverse = 1 / np.sqrt(variance + np.asarray(epsilon, x.dtype))
     normal = (x - mean) * inverse
     y = normal * bn.scale + bn.offset

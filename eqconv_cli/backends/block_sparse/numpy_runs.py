@@ -127,9 +127,9 @@ def _convolution(given: Arrays, how: Version) -> Bound:
         return {"y": numpy_convolution.sparse_conv2d(x, w, index, params, base=base, bias=bias, version=how, **options)}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
-        x, w, version = arrays["x"], arrays["w"], _by(how, "matmul")
+        x, w = arrays["x"], arrays["w"]
         return numpy_convolution.sparse_conv2d_gradients(
-            cotangents["y"], x, w, index, params, bias=arrays.get("bias"), version=version, **options
+            cotangents["y"], x, w, index, params, bias=arrays.get("bias"), version=how, **options
         )
 
     return Bound(forward, backward)
@@ -147,9 +147,9 @@ def _masked(given: Arrays, how: Version) -> Bound:
         return {"y": numpy_convolution.masked_conv2d(x, w, here, base=base, bias=bias, version=how, **options)}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
-        x, w, version = arrays["x"], arrays["w"], _by(how, "matmul")
+        x, w = arrays["x"], arrays["w"]
         return numpy_convolution.masked_conv2d_gradients(
-            cotangents["y"], x, w, pixels(), bias=arrays.get("bias"), version=version, **options
+            cotangents["y"], x, w, pixels(), bias=arrays.get("bias"), version=how, **options
         )
 
     return Bound(forward, backward)
@@ -162,8 +162,6 @@ def _residual(given: Arrays, how: Version) -> Bound:
     options: Results = {"border": str(given["border"]), "bn": str(given["bn"]), "strides": strides, "version": how}
 
     def forward(arrays: Arrays) -> Results:
-        if how == "dense":
-            return {"y": _dense_unit(arrays, numpy_ops.block_pixels(index, params, len(arrays["x"]), "indexed"))}
         return {"y": numpy_residual.sparse_residual_unit(arrays["x"], index, params, weights_of(arrays), **options)}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
@@ -179,8 +177,6 @@ def _masked_residual(given: Arrays, how: Version) -> Bound:
     options: Results = {"border": str(given["border"]), "version": how}
 
     def forward(arrays: Arrays) -> Results:
-        if how == "dense":
-            return {"y": _dense_unit(arrays, pixels())}
         return {"y": numpy_residual.masked_residual_unit(arrays["x"], pixels(), weights_of(arrays), **options)}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
@@ -189,15 +185,6 @@ def _masked_residual(given: Arrays, how: Version) -> Bound:
         return _stacked(found)
 
     return Bound(forward, backward)
-
-
-def _dense_unit(arrays: Arrays, pixels: PixelIndex) -> Any:
-    """The whole unit, of which only the listed pixels are kept."""
-    x = arrays["x"]
-    made = numpy_residual.residual_unit(x, weights_of(arrays)).reshape(-1, x.shape[3])
-    y = x.copy()
-    y.reshape(made.shape)[pixels.pixels] = made[pixels.pixels]
-    return y
 
 
 def _submanifold(given: Arrays, how: Version) -> Bound:
@@ -209,9 +196,9 @@ def _submanifold(given: Arrays, how: Version) -> Bound:
         return {"feats": numpy_sites.subm_conv(here, arrays["w"], bias=bias, version=how, **options).feats}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
-        here, version = sites.with_feats(arrays["feats"]), _by(how, "rulebook")
+        here = sites.with_feats(arrays["feats"])
         dy, bias = cotangents["feats"], arrays.get("bias")
-        return numpy_sites.subm_conv_gradients(dy, here, arrays["w"], bias=bias, version=version, **options)
+        return numpy_sites.subm_conv_gradients(dy, here, arrays["w"], bias=bias, version=how, **options)
 
     return Bound(forward, backward)
 
@@ -228,9 +215,9 @@ def _strided(given: Arrays, how: Version) -> Bound:
         return {"coords": made.coords, "feats": made.feats}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
-        here, version = fine.with_feats(arrays["feats"]), _by(how, "rulebook")
+        here = fine.with_feats(arrays["feats"])
         dy, bias = cotangents["feats"], arrays.get("bias")
-        return numpy_sites.sparse_conv_gradients(dy, here, arrays["w"], bias=bias, version=version, **options)
+        return numpy_sites.sparse_conv_gradients(dy, here, arrays["w"], bias=bias, version=how, **options)
 
     return Bound(forward, backward)
 
@@ -244,9 +231,9 @@ def _inverse(fine: numpy_sites.Sites, given: Arrays, how: Version, options: Resu
         return {"coords": made.coords, "feats": made.feats}
 
     def backward(arrays: Arrays, cotangents: Arrays) -> Results:
-        here, version = numpy_sites.Sites(coarse, arrays["feats"]), _by(how, "rulebook")
+        here = numpy_sites.Sites(coarse, arrays["feats"])
         dy, bias = cotangents["feats"], arrays.get("bias")
-        return numpy_sites.sparse_inverse_conv_gradients(dy, here, arrays["w"], fine, bias=bias, version=version)
+        return numpy_sites.sparse_inverse_conv_gradients(dy, here, arrays["w"], fine, bias=bias, version=how)
 
     return Bound(forward, backward)
 
@@ -303,11 +290,6 @@ def _index(given: Arrays) -> BlockIndex:
 
 def _window(given: Arrays) -> Results:
     return {name: _pair(given[name]) for name in ("bsize", "bstride", "boffset")}
-
-
-def _by(how: Version, composition: str) -> Version:
-    """The version of a backward pass."""
-    return how if isinstance(how, Fused) else composition
 
 
 def _activation(given: Arrays) -> str | None:

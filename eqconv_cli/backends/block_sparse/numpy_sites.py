@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqconv_cli.backends.block_sparse import arguments, numpy_fused
+from eqconv_cli.backends.block_sparse import arguments, cost_model, numpy_fused
 from eqconv_cli.backends.block_sparse.options import Fused, kernels_or
 from eqconv_cli.backends.block_sparse.site_patterns import Kernel, Merged, Rulebook, SitePattern, make_pattern
+from eqconv_cli.backends.block_sparse.voxels import voxels
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int32]
@@ -109,32 +110,30 @@ def sites_from_points(
     feats: Array | None = None,
     *,
     batch: Array | None = None,
+    origin: float | Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
     duplicates: str = "mean",
 ) -> Sites:
-    """The voxels that hold a point, as sites.
+    """The voxels that hold a point, as sites: floor((point - origin) / voxel), in every framework the same.
 
     Args:
-        points: [P, D] coordinates in space, 1 to 4 axes.
-        voxel: edge of a voxel, one number or D; voxel 0 starts at the smallest coordinate.
-        feats: [P, C]; None: a single 1.
+        points: [P, D] coordinates in space, float32 or float64, 1 to 4 axes; any memory order.
+        voxel: edge of a voxel, one number or D.
+        feats: [P, C]; None: a single 1, of the points' dtype.
         batch: integer [P], the sample of each point; None: one sample.
+        origin: the corner of voxel 0, one number or D; None: the smallest coordinate along each axis.
+        shape: spatial extents; None: as far as the points reach from the origin.
         duplicates: what to do with points in one voxel, see :meth:`Sites.make`.
 
+    Returns:
+        Sites in the order in which voxels first occur. No points give no sites, with a shape of ones unless given.
+
     Raises:
-        TypeError, ValueError: a dtype, a shape or an option is not allowed; a point is not finite; no points at all.
+        TypeError, ValueError: a dtype, a shape or an option is not allowed; a point is not finite or outside.
     """
-    if points.ndim != 2 or not len(points) or not 1 <= points.shape[1] <= 4:
-        raise ValueError(
-            f"points has shape {arguments.text(points.shape)}: expected [P, D] with P >= 1 and D of 1 to 4"
-        )
-    edge = np.broadcast_to(np.asarray(voxel, np.float64), points.shape[1:])
-    if not np.all(np.isfinite(points)) or not np.all(edge > 0):
-        raise ValueError(f"points must be finite and voxel={voxel} above 0")
-    cells = np.floor((points - points.min(0)) / edge).astype(np.int64)
-    sample = np.zeros(len(points), np.int64) if batch is None else np.asarray(batch)
-    values = np.ones((len(points), 1), np.float32) if feats is None else feats
-    shape = (cells.max(0) + 1).tolist()
-    return Sites.make(np.column_stack([sample, cells]), values, shape, duplicates=duplicates)
+    found = voxels(points, voxel, batch, origin, shape)
+    values = np.ones((len(points), 1), points.dtype) if feats is None else feats
+    return Sites.make(found.coords, values, found.shape, duplicates=duplicates)
 
 
 def to_dense(sites: Sites) -> Array:
@@ -183,13 +182,13 @@ def subm_conv_gradients(
     groups: int = 1,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result's features [M, K].
+    """The gradients of ``feats``, ``w`` and, if it is given, ``bias`` from those of the result's features [M, K].
 
-    Args, Raises: as for :func:`subm_conv`; version "rulebook", "fused" or "auto".
+    Args, Raises: as for :func:`subm_conv`. Every composition has the same gradient, which is computed tap by tap.
     """
     _check(sites, w, bias, groups)
     book = sites.pattern.submanifold(w.shape[:-2], dilation)
-    return _gradients(dy, sites.feats, w, groups, Direction(book, False), version)
+    return _gradients(dy, sites.feats, w, bias, groups, Direction(book, False), version)
 
 
 def sparse_conv(
@@ -233,10 +232,10 @@ def sparse_conv_gradients(
     bias: Array | None = None,
     version: str | Fused = "auto",
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result; args as for the convolution."""
+    """The gradients as of :func:`subm_conv_gradients`; args as for the convolution."""
     _check(sites, w, bias, 1)
     book = sites.pattern.strided(w.shape[:-2], stride, padding, dilation)
-    return _gradients(dy, sites.feats, w, 1, Direction(book, False), version)
+    return _gradients(dy, sites.feats, w, bias, 1, Direction(book, False), version)
 
 
 def sparse_inverse_conv(
@@ -265,9 +264,9 @@ def sparse_inverse_conv(
 def sparse_inverse_conv_gradients(
     dy: Array, sites: Sites, w: Array, paired: Sites, *, bias: Array | None = None, version: str | Fused = "auto"
 ) -> dict[str, Array]:
-    """The gradients of ``feats``, ``w`` and ``bias`` from those of the result; args as for the convolution."""
+    """The gradients as of :func:`subm_conv_gradients`; args as for the convolution."""
     _check(sites, w, bias, 1)
-    return _gradients(dy, sites.feats, w, 1, Direction(_paired(sites, w, paired), True), version)
+    return _gradients(dy, sites.feats, w, bias, 1, Direction(_paired(sites, w, paired), True), version)
 
 
 # Both directions along a rulebook.
@@ -309,6 +308,8 @@ class Direction:
 def _convolved(feats: Array, w: Array, bias: Array | None, groups: int, way: Direction, version: str | Fused) -> Array:
     """bias + Σ_taps feats w, [target sites, K]."""
     how = kernels_or(version, COMPOSITIONS, numpy_fused.missing)
+    if version == "auto" and not isinstance(how, Fused):
+        how = cost_model.choose_sites(way.book.sizes(way.back), "numpy", fused=False).version
     x, taps = np.ascontiguousarray(feats), np.ascontiguousarray(w).reshape(-1, *w.shape[-2:])
     parts = []
     for channels, columns in _groups(w, groups):
@@ -325,14 +326,14 @@ def _convolved(feats: Array, w: Array, bias: Array | None, groups: int, way: Dir
 
 
 def _gradients(
-    dy: Array, feats: Array, w: Array, groups: int, way: Direction, version: str | Fused
+    dy: Array, feats: Array, w: Array, bias: Array | None, groups: int, way: Direction, version: str | Fused
 ) -> dict[str, Array]:
     arguments.check_same_dtype("dy", str(dy.dtype), "feats", str(feats.dtype))
     if dy.shape != (way.target.sites, w.shape[-1]):
         raise ValueError(
             f"dy has shape {arguments.text(dy.shape)}: expected {arguments.text((way.target.sites, w.shape[-1]))}"
         )
-    how = kernels_or(version, ("rulebook",), numpy_fused.missing)
+    how = kernels_or(version, COMPOSITIONS, numpy_fused.missing)
     taps = np.ascontiguousarray(w).reshape(-1, *w.shape[-2:])
     dx, dw = np.zeros_like(feats), np.zeros_like(taps)
     for channels, columns in _groups(w, groups):
@@ -345,7 +346,8 @@ def _gradients(
             for tap, (rows, out) in enumerate(way.pairs):
                 dx[rows, channels] += g[out] @ kernel[tap].T
                 dw[tap][:, columns] = part[rows].T @ g[out]
-    return {"feats": dx, "w": dw.reshape(w.shape), "bias": dy.sum(0)}
+    found = {"feats": dx, "w": dw.reshape(w.shape)}
+    return found if bias is None else {**found, "bias": dy.sum(0)}
 
 
 def _by_rulebook(x: Array, taps: Array, way: Direction) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,16 @@ def _operation(name: str, title: str, formula: str, value: str, baseline: str, *
 
 def _masked_sizes(inputs: Arrays) -> tuple[int, int]:
     """Output pixels that are wanted, and all."""
+    pixels = len(inputs["pixels"]) if "pixels" in inputs else _tile_pixels(inputs)
+    return pixels, int(np.prod(_grid(inputs)))
+
+
+def _grid(inputs: Arrays) -> tuple[int, int, int]:
+    """(N, Hout, Wout)."""
     strides, padding = inputs["strides"].tolist(), str(inputs["padding"])
     sizes = zip(inputs["x"].shape[1:3], inputs["w"].shape[:2], strides, strict=True)
-    outputs = inputs["x"].shape[0] * int(np.prod([out_extent(n, k, s, padding) for n, k, s in sizes]))
-    return len(inputs["pixels"]) if "pixels" in inputs else _tile_pixels(inputs), outputs
+    height, width = (out_extent(n, k, s, padding) for n, k, s in sizes)
+    return inputs["x"].shape[0], height, width
 
 
 def _tile_pixels(inputs: Arrays) -> int:
@@ -297,23 +305,19 @@ OPERATIONS = (
 
 
 def explain(inputs: Arrays) -> list[str]:
-    """What version="auto" takes for a convolution at pixels in each framework on the CPU, and why; else nothing."""
-    if not {"x", "w", "pixels"} <= inputs.keys():
+    """What version="auto" takes at pixels or on sites in each framework on the CPU, and why; else nothing."""
+    choose: Callable[[str, bool], cost_model.Choice]
+    if {"x", "w", "pixels"} <= inputs.keys():
+        grid, listed = _grid(inputs), inputs["pixels"]
+        tiles = cost_model.tiles_of(listed, grid)
+        pixels = cost_model.sizes(len(listed), tiles, int(np.prod(grid)), inputs["w"].shape)
+        choose = partial(cost_model.choose, pixels)
+    elif {"coords", "w"} <= inputs.keys():
+        choose = partial(cost_model.choose_sites, _rulebook(inputs).sizes(bool(inputs.get("inverse"))))
+    else:
         return []
-    pixels, outputs = _masked_sizes(inputs)
-    kh, kw, channels, filters = inputs["w"].shape
-    sizes = cost_model.Sizes(pixels, _pixels_of_tiles(inputs), outputs, kh * kw, channels, filters)
     choices = {}
     for framework in ("numpy", "torch", "tensorflow"):
         needed = ("cpu",) if framework == "numpy" else (framework, "cpu")
-        choices[framework] = cost_model.choose(sizes, framework, fused=not missing_kernels(*needed))
+        choices[framework] = choose(framework, not missing_kernels(*needed))
     return [f"auto@{framework}: {choice.version} ({choice.reason})" for framework, choice in choices.items()]
-
-
-def _pixels_of_tiles(inputs: Arrays) -> int:
-    """Output pixels of the tiles, as the cost model has them, that hold a listed pixel."""
-    strides, padding = inputs["strides"].tolist(), str(inputs["padding"])
-    sizes = zip(inputs["x"].shape[1:3], inputs["w"].shape[:2], strides, strict=True)
-    grid = (inputs["x"].shape[0], *(out_extent(n, k, s, padding) for n, k, s in sizes))
-    at = np.stack(np.unravel_index(inputs["pixels"], grid), 1) // (1, cost_model.TILE, cost_model.TILE)
-    return len(np.unique(at, axis=0)) * cost_model.TILE**2

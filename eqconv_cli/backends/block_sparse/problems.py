@@ -18,8 +18,10 @@ from eqconv_cli.backends.block_sparse import masks
 from eqconv_cli.backends.block_sparse.geometry import Pair, block_params, block_params_chain, out_extent
 from eqconv_cli.backends.block_sparse.numpy_ops import reduce_mask
 from eqconv_cli.backends.block_sparse.site_patterns import make_pattern
+from eqconv_cli.backends.block_sparse.voxels import voxels
 from eqconv_cli.backends.block_sparse.workloads import WORKLOADS
-from eqconv_cli.backends.feature_steered.meshes import load_mesh, packaged_file
+from eqconv_cli.backends.mesh_files import load_mesh
+from eqconv_cli.backends.packaged_data import missing_file, needed_file
 from eqconv_cli.catalog import Parameter, Problem
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -296,20 +298,14 @@ def strided(
 
 def elevation() -> npt.NDArray[np.float64]:
     """Heights of the Jacksboro fault (U.S. Geological Survey) from Matplotlib's samples, 344 x 403, between 0 and 1."""
-    path = packaged_file(*_DEM)
-    if path is None:
-        raise FileNotFoundError(f"{_DEM[1]} of the package {_DEM[0]}")
-    with np.load(path) as stored:
+    with np.load(needed_file(*_DEM)) as stored:
         heights = stored["elevation"].astype(np.float64)
     return (heights - heights.min()) / np.ptp(heights)
 
 
 def range_scan() -> npt.NDArray[np.float64]:
     """A range scan of a face from PyMeshLab's samples: 85,849 points in space."""
-    path = packaged_file(*_SCAN)
-    if path is None:
-        raise FileNotFoundError(f"{_SCAN[1]} of the package {_SCAN[0]}")
-    return load_mesh(path)[0]
+    return load_mesh(needed_file(*_SCAN))[0]
 
 
 def terrain(seed: int, channels: int, filters: int, sparsity: float) -> Arrays:
@@ -336,18 +332,17 @@ def scan(seed: int, resolution: int, channels: int, filters: int) -> Arrays:
     """A 3x3x3 submanifold convolution on the voxels of a range scan: a surface in space."""
     points = range_scan()
     edge = np.ptp(points, axis=0).max() / resolution
-    cells = np.unique(np.floor((points - points.min(0)) / edge).astype(np.int32), axis=0)
-    shape = tuple(int(n) + 1 for n in cells.max(0))
-    coords = np.column_stack([np.zeros(len(cells), np.int32), cells]).astype(np.int32)
-    return on_sites(np.random.default_rng(seed), coords, shape, 1, channels, filters, (3, 3, 3))
+    found = voxels(points, edge)
+    coords = np.unique(found.coords, axis=0).astype(np.int32)
+    return on_sites(np.random.default_rng(seed), coords, found.shape, 1, channels, filters, (3, 3, 3))
 
 
 # The user's own files.
 
 
 def mask_file(path: Path) -> tuple[Problem, ...]:
-    """Problems on a user's mask, a picture whose bright pixels are active: random features, each kind of operation."""
-    mask = (masks.gray(masks.picture(path)) > 0.5).astype(np.float64)[None]
+    """Problems on a user's mask, see :func:`masks.stored`: random features, each kind of operation."""
+    mask = masks.stored(path)
     named = partial(Problem, f"mask:{path.name}", title=str(path), traits=frozenset({"real"}))
 
     def blocks(seed: int, block_size: int) -> Arrays:
@@ -372,8 +367,8 @@ def mask_file(path: Path) -> tuple[Problem, ...]:
 
     def on_mask_sites(seed: int, channels: int) -> Arrays:
         coords = np.argwhere(mask).astype(np.int32)
-        shape = (mask.shape[1], mask.shape[2])
-        return on_sites(np.random.default_rng(seed), coords, shape, 1, channels, channels, (3, 3))
+        images, *shape = mask.shape
+        return on_sites(np.random.default_rng(seed), coords, tuple(shape), images, channels, channels, (3, 3))
 
     return (
         named(make=blocks, parameters={"block_size": 16}, operation="reduce_mask"),
@@ -398,14 +393,11 @@ def _on_picture(colours: npt.NDArray[Any], seed: int, channels: int, filters: in
     return on_picture(seed, colours, channels, filters, sparsity)
 
 
-def missing_file(package: str, relative: str) -> list[str]:
-    """Why a packaged file cannot be used; empty when it is there."""
-    extra = {"matplotlib": "plots", "pymeshlab": "data"}[package]
-    if packaged_file(package, relative) is None:
-        return [f'the package {package} with {relative} is not installed (pip install "eqconv[{extra}]")']
-    if package == "pymeshlab" and importlib.util.find_spec("trimesh") is None:
-        return ['the package trimesh is not installed (pip install "eqconv[data]")']
-    return []
+def missing_scan() -> list[str]:
+    """Why the range scan cannot be read; empty when it can."""
+    if importlib.util.find_spec("trimesh") is None:
+        return [*missing_file(*_SCAN), 'the package trimesh is not installed (pip install "eqconv[data]")']
+    return missing_file(*_SCAN)
 
 
 _SCAN = ("pymeshlab", "tests/sample_meshes/rangemaps/face000.ply")
@@ -446,7 +438,8 @@ _MASKS = (
     ),
     _problem(
         "reduce_mask", "mask-first", mask_blocks, "nothing is active: block (0, 0, 0) as in SBNet",
-        (*_DEFAULT, "first"), height=5, width=5, tol=0.0, avgpool=False, on_empty="first", window=_window((1, 1), (1, 1), (0, 0)),
+        (*_DEFAULT, "first"), height=5, width=5, tol=0.0, avgpool=False, on_empty="first",
+        window=_window((1, 1), (1, 1), (0, 0)),
     ),
     _problem(
         "reduce_mask", "mask-large", mask_blocks, "windows larger than the image", ("full",),
@@ -528,7 +521,7 @@ _CONVOLUTIONS = (
     Problem(
         "terrain", terrain, {"channels": 5, "filters": 8, "sparsity": 0.9},
         "the highest tenth of the Jacksboro fault, 344 x 403 (Matplotlib's samples)", frozenset({"verify", "real"}),
-        partial(missing_file, *_DEM), operation="masked",
+        partial(missing_file, *_DEM, "plots"), operation="masked",
     ),
 )  # fmt: skip
 
@@ -587,7 +580,7 @@ _SITES = (
     Problem(
         "scan", scan, {"resolution": 40, "channels": 4, "filters": 8},
         "voxels of a range scan of a face (PyMeshLab's samples)", frozenset({"verify", "real", "3d"}),
-        partial(missing_file, *_SCAN), operation="submanifold",
+        missing_scan, operation="submanifold",
     ),
     _problem(
         "strided", "strided-2d", strided, "3x3 with stride 2", _SMALLEST,

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from eqconv_cli.backends.block_sparse.cost_model import SiteSizes
 from eqconv_cli.backends.block_sparse.geometry import integer
 
 Ints = npt.NDArray[np.int32]
@@ -204,6 +205,12 @@ class Rulebook:
     def pair_count(self) -> int:
         """How many pairs there are over all taps: the multiplications of a channel with a channel."""
         return int(np.count_nonzero(self.table >= 0))
+
+    def sizes(self, back: bool) -> SiteSizes:
+        """What the cost model looks at; ``back``: of the convolution from ``out`` to ``source``."""
+        target = self.source if back else self.out
+        places = self.out.batch * int(np.prod(self.out.shape))
+        return SiteSizes(target.sites, self.pair_count, places, self.kernel.taps)
 
     def converted(self, what: Literal["table", "inverse"], place: Hashable, convert: Callable[[Ints], Any]) -> Any:
         """``convert(table or inverse)``, made once for each place: a framework's array on a device."""

@@ -344,11 +344,18 @@ def _fused(
 def convolved(stack: tf.Tensor, kernel: tf.Tensor, step: Sequence[int]) -> tf.Tensor:
     """The convolution of a stack of windows without padding, also of an empty one.
 
-    To the convolution of nothing TensorFlow's oneDNN kernels give the shape of the input.
+    To the convolution of nothing TensorFlow's oneDNN kernels give the shape of the input; a reshape of it would be
+    optimised away where a function is traced.
     """
-    made = tf.nn.conv2d(stack, kernel, list(step), "VALID")
+    count = extent(stack, 0)
     size = [(extent(stack, 1 + axis) - extent(kernel, axis)) // step[axis] + 1 for axis in (0, 1)]
-    return tf.reshape(made, [extent(stack, 0), *size, extent(kernel, 3)])
+    shape = [count, *size, extent(kernel, 3)]
+    made = tf.cond(
+        tf.equal(count, 0),
+        lambda: tf.zeros(shape, stack.dtype),
+        lambda: tf.nn.conv2d(stack, kernel, list(step), "VALID"),
+    )
+    return tf.ensure_shape(made, [None if is_symbolic(length) else length for length in shape])
 
 
 def _negative(params: BlockParams) -> tuple[Any, Any]:
@@ -429,10 +436,9 @@ def _tiles_of(positions: tf.Tensor, at: Frame) -> tf.Tensor:
 
 def _sizes(kernel: tf.Tensor, positions: tf.Tensor, at: Frame) -> cost_model.Sizes:
     """What there is to compute, for the cost model."""
-    tile_pixels = tf.unique(_tiles_of(positions, at)).y.shape[0] * _TILE**2
+    tiles = tf.unique(_tiles_of(positions, at)).y.shape[0]
     outputs = at.grid[0] * at.grid[1] * at.grid[2]
-    kh, kw, channels, filters = (n or 1 for n in kernel.shape)
-    return cost_model.Sizes(positions.shape[0], min(tile_pixels, outputs), outputs, kh * kw, channels, filters)
+    return cost_model.sizes(positions.shape[0], tiles, outputs, [n or 1 for n in kernel.shape])
 
 
 _ROUTES: dict[str, Callable[[tf.Tensor, tf.Tensor, tf.Tensor, Frame], tf.Tensor]] = {

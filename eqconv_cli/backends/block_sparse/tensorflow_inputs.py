@@ -210,16 +210,23 @@ def frame(x: tf.Tensor, ksize: Sequence[Any], strides: Sequence[Any], padding: s
 
 
 def block_params(
-    x: tf.Tensor, bsize: Sequence[Any], ksizes: Sequence[Sequence[Any]], strides: Sequence[Any], padding: str = "SAME"
+    x: tf.Tensor,
+    bsize: Sequence[Any],
+    ksizes: Sequence[Sequence[Any]],
+    strides: Sequence[Any],
+    padding: str = "SAME",
+    coverage: str = "full",
 ) -> geometry.BlockParams:
-    """The full coverage of ``x`` by blocks, see :func:`geometry.block_params_chain`; of tensors for an unknown size.
+    """The coverage of ``x`` by blocks, see :func:`geometry.block_params_chain`; of tensors for an unknown size.
 
     Raises:
-        ValueError: see there.
+        ValueError: see there; also coverage="original" of an unknown size.
     """
     size = extent(x, 1), extent(x, 2)
     if not is_symbolic(*size):
-        return geometry.block_params_chain(size, bsize, ksizes, strides, padding)
+        return geometry.block_params_chain(size, bsize, ksizes, strides, padding, coverage)
+    if coverage != "full":
+        raise ValueError(f"coverage={coverage!r}: the height and width of x must be known when a function is traced")
     # Everything but offset, count and size of the output is the same for every size of the image.
     block = geometry.pair("bsize", bsize, 1)
     any_size = geometry.block_params_chain(block, block, ksizes, strides, padding)

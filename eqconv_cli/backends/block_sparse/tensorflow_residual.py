@@ -41,12 +41,16 @@ from eqconv_cli.backends.block_sparse.tensorflow_ops import (
 )
 from eqconv_cli.backends.block_sparse.tensorflow_residual_backward import branch
 from eqconv_cli.backends.block_sparse.units import (
+    BLOCK_COMPOSITIONS,
     BORDERS,
     EPSILON,
+    PIXEL_COMPOSITIONS,
     STATISTICS,
     BatchNorm,
     ResidualWeights,
+    check_route,
     check_weights,
+    only_blocks,
 )
 from eqconv_cli.frameworks.tensorflow_tensors import extent
 
@@ -89,6 +93,7 @@ def sparse_residual_unit(
     strides: Sequence[Any] = (1, 1),
     epsilon: float = EPSILON,
     in_place: bool = False,
+    statistics: list[tuple[tf.Tensor, tf.Tensor]] | None = None,
     version: str | Fused = "auto",
 ) -> Any:
     """The unit in the tiles of the active blocks; elsewhere the shortcut alone.
@@ -106,8 +111,11 @@ def sparse_residual_unit(
         epsilon: added to the variances.
         in_place: write the result into the variable ``x`` and return it, without a gradient; the compiled kernel
             changes the tiles in its memory.
-        version: "blocks" gathers, computes on the stack and scatters; "fused" is the compiled kernel (bn="inference",
-            strides (1, 1), no ``w_project``); "auto".
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them; where
+            nothing is counted, the given ones.
+        version: "blocks" gathers, computes on the stack and scatters; "pixels" computes on compact rows, nothing twice;
+            "dense" on the whole image, of which the tiles are kept (border="dense"); "fused" is the compiled kernel;
+            "auto". All but "blocks" and "auto" need bn="inference", strides (1, 1) and no ``w_project``.
 
     Returns:
         [N, Hout, Wout, C_out], or ``x``.
@@ -124,10 +132,9 @@ def sparse_residual_unit(
         raise TypeError(f"x is a {type(x).__name__}: in_place=True writes into a tf.Variable")
     if in_place and (step != (1, 1) or unit.w_project is not None):
         raise ValueError("in_place=True needs an output like x: strides (1, 1) and no w_project")
-    why = _not_fused(bn, step, unit)
-    if why and (version == "fused" or isinstance(version, Fused)):
-        raise ValueError(f"version='fused' computes bn='inference' with strides (1, 1) and no w_project: {why}")
-    how = how_of("blocks" if why else version, plain, ("blocks",))
+    why = only_blocks(bn, step, unit)
+    check_route(version, why, border)
+    how = how_of("blocks" if why else version, plain, BLOCK_COMPOSITIONS)
     if isinstance(how, Fused):
         pixels = block_pixels(index, params, extent(plain, 0), how)
         listed = Listed(pixels.pixels, pixels.count, False)
@@ -138,7 +145,12 @@ def sparse_residual_unit(
         # As long as its value is held here the variable cannot be written without a copy.
         del plain
         return _written(x, listed, made, how)
-    y = _by_blocks(plain, index, params, unit, border, bn, step, epsilon)
+    if how == "blocks":
+        y = _by_blocks(plain, index, params, unit, border, bn, step, epsilon, statistics)
+    else:
+        grid = tuple(extent(plain, axis) for axis in range(3))
+        positions = counting(pixel_rows(block_pixels(index, params, grid[0], "indexed"), grid))
+        y = replaced(plain, positions, _at_pixels(plain, positions, unit, border, epsilon, how))
     if in_place:
         x.assign(y)
     return x if in_place else y
@@ -163,7 +175,8 @@ def masked_residual_unit(
         border: as for :func:`sparse_residual_unit`.
         epsilon: added to the variances.
         out: a variable [N, H, W, C] that is written at the listed pixels alone and returned.
-        version: "pixels" computes on compact rows; "fused" is the compiled kernel; "auto".
+        version: "pixels" computes on compact rows; "dense" on the whole image, of which the pixels are kept
+            (border="dense"); "fused" is the compiled kernel; "auto".
 
     Returns:
         [N, H, W, C], or ``out``.
@@ -174,6 +187,7 @@ def masked_residual_unit(
         Unavailable: version is "fused" and the kernels are not built.
     """
     arguments.check_choice("border", border, BORDERS)
+    check_route(version, "", border)
     plain, unit, _ = _operands(x, weights, (1, 1))
     if unit.w_project is not None:
         raise ValueError("weights has w_project: the unit at pixels has the shortcut x")
@@ -182,18 +196,28 @@ def masked_residual_unit(
     if out is not None:
         check_out(out, "zeros", shape, plain)
     original, folded = border == "original", _folded(unit, epsilon)
-    how = how_of(version, plain, ("pixels",))
+    how = how_of(version, plain, PIXEL_COMPOSITIONS)
     if isinstance(how, Fused):
         made = tensorflow_fused.residual(plain, plain if out is None else None, listed, folded, original, how)
         # The variable may be x: as long as its value is held here it cannot be written without a copy.
         del plain
         return made if out is None else _written(out, listed, made, how)
     positions = counting(listed)
-    rows = tf.gather(rows_of(plain), positions) + branch(plain, positions, folded, original)
+    rows = _at_pixels(plain, positions, unit, border, epsilon, how)
     if out is None:
         return replaced(plain, positions, rows)
     out.scatter_nd_update(tf.stack(split(positions, shape[1:3]), axis=1), rows)
     return out
+
+
+def _at_pixels(
+    x: tf.Tensor, positions: tf.Tensor, unit: ResidualWeights, border: str, epsilon: float, how: str
+) -> tf.Tensor:
+    """The unit at positions int64 [P], as rows [P, C]."""
+    if how == "dense":
+        return tf.gather(rows_of(residual_unit(x, unit, epsilon=epsilon)), positions)
+    folded = _folded(unit, epsilon)
+    return tf.gather(rows_of(x), positions) + branch(x, positions, folded, border == "original")
 
 
 def _written(out: Any, pixels: Listed, made: tf.Tensor, settings: Fused) -> Any:
@@ -263,15 +287,6 @@ def _shortcut(x: tf.Tensor, unit: ResidualWeights, step: tuple[int, int]) -> tf.
     return x if step == (1, 1) else x[:, :: step[0], :: step[1]]
 
 
-def _not_fused(bn: str, step: tuple[int, int], unit: ResidualWeights) -> str:
-    """What of the arguments the compiled kernel does not compute."""
-    if bn != "inference":
-        return f"bn={bn!r}"
-    if step != (1, 1):
-        return f"strides={step}"
-    return "" if unit.w_project is None else "w_project is given"
-
-
 # On the stack of blocks.
 
 
@@ -284,6 +299,7 @@ def _by_blocks(
     bn: str,
     step: tuple[int, int],
     epsilon: float,
+    statistics: list[tuple[tf.Tensor, tf.Tensor]] | None,
 ) -> tf.Tensor:
     if bn != "inference":
         # Statistics take no row that does not count.
@@ -303,7 +319,10 @@ def _by_blocks(
         if norm is None:
             return h
         if bn != "inference":
-            norm = norm._replace(**_moments(crop(h), counted))
+            mean, variance = _moments(crop(h), counted, norm)
+            norm = norm._replace(mean=mean, variance=variance)
+            if statistics is not None:
+                statistics.append((tf.stop_gradient(mean), tf.stop_gradient(variance)))
         return _affine(h, norm, epsilon)
 
     def masked(h: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
@@ -347,12 +366,12 @@ def _counted(
     return tf.cast(inside & own, shortcut.dtype)[..., None]
 
 
-def _moments(h: tf.Tensor, counted: tf.Tensor | None) -> dict[str, tf.Tensor]:
-    """Mean and variance over all positions, or those that are counted."""
-    if counted is None:
-        mean, variance = tf.nn.moments(h, [0, 1, 2])
-        return {"mean": mean, "variance": variance}
-    total = tf.reduce_sum(counted)
-    mean = tf.math.divide_no_nan(tf.reduce_sum(h * counted, [0, 1, 2]), total)
-    spread = tf.reduce_sum(tf.square(h - mean) * counted, [0, 1, 2])
-    return {"mean": mean, "variance": tf.math.divide_no_nan(spread, total)}
+def _moments(h: tf.Tensor, counted: tf.Tensor | None, norm: BatchNorm) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance over all positions, or those that are counted; the given ones where there are none."""
+    rows = rows_of(h)
+    share = tf.ones_like(rows[:, :1]) if counted is None else rows_of(counted)
+    total = tf.reduce_sum(share)
+    mean = tf.math.divide_no_nan(tf.reduce_sum(rows * share, 0), total)
+    spread = tf.reduce_sum(tf.square(rows - mean) * share, 0)
+    variance = tf.math.divide_no_nan(spread, total)
+    return tf.where(total > 0, mean, norm.mean), tf.where(total > 0, variance, norm.variance)

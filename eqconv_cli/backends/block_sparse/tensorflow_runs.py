@@ -21,7 +21,6 @@ from eqconv_cli.backends.block_sparse import (
 from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
-from eqconv_cli.backends.block_sparse.tensorflow_neighbours import replaced, rows_of
 from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
 from eqconv_cli.kernels.doors import settings_on
 
@@ -155,9 +154,6 @@ def _residual(inputs: Arrays, options: Options) -> Function:
     strides, index = inputs["strides"].tolist(), _index(inputs)
     params = block_params_chain(inputs["x"].shape, inputs["bsize"].tolist(), tensorflow_residual.KSIZES, strides)
     words: Options = {"border": str(inputs["border"]), "bn": str(inputs["bn"]), "strides": strides}
-    if options["version"] == "dense":
-        pixels = tensorflow_ops.block_pixels(index, params, len(inputs["x"]), "indexed")
-        return lambda tensors: _dense_unit(tensors, pixels)
 
     def run(tensors: Tensors) -> Tensors:
         unit = tensorflow_residual.sparse_residual_unit
@@ -169,21 +165,12 @@ def _residual(inputs: Arrays, options: Options) -> Function:
 def _masked_residual(inputs: Arrays, options: Options) -> Function:
     images, height, width, _ = inputs["x"].shape
     pixels, border = _listing(inputs, (images, height, width), options["version"]), str(inputs["border"])
-    if options["version"] == "dense":
-        return lambda tensors: _dense_unit(tensors, pixels())
 
     def run(tensors: Tensors) -> Tensors:
         unit = tensorflow_residual.masked_residual_unit
         return {"y": unit(tensors["x"], pixels(), _weights(tensors), border=border, **options)}
 
     return run
-
-
-def _dense_unit(tensors: Tensors, pixels: PixelIndex) -> Tensors:
-    """The whole unit, of which only the listed pixels are kept."""
-    x, listed = tensors["x"], tf.cast(pixels.pixels, tf.int64)
-    made = tensorflow_residual.residual_unit(x, _weights(tensors))
-    return {"y": replaced(x, listed, tf.gather(rows_of(made), listed))}
 
 
 def _submanifold(inputs: Arrays, options: Options) -> Function:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from eqconv_cli.backends.block_sparse import arguments, tensorflow_fused
+from eqconv_cli.backends.block_sparse import arguments, cost_model, tensorflow_fused
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.site_patterns import Kernel, Rulebook, SitePattern, make_pattern
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import image, plain_mask, real, static
@@ -25,6 +25,7 @@ from eqconv_cli.backends.block_sparse.tensorflow_site_patterns import (
     TracedRulebook,
     make_traced_pattern,
 )
+from eqconv_cli.backends.block_sparse.voxels import voxels
 from eqconv_cli.frameworks.tensorflow_tensors import Extent, extent, is_symbolic
 
 COMPOSITIONS = ("table", "rulebook", "dense")
@@ -131,40 +132,38 @@ def sites_from_mask(x: Any, mask: Any, tol: float = 0.0) -> Sites:
 
 def sites_from_points(
     points: Any,
-    voxel: Any,
+    voxel: float | Sequence[float],
     feats: Any = None,
     *,
     batch: Any = None,
-    origin: Sequence[float] | None = None,
+    origin: float | Sequence[float] | None = None,
     shape: Sequence[int] | None = None,
     duplicates: str = "mean",
 ) -> Sites:
-    """The voxels that points fall into.
+    """The voxels that hold a point, as sites: floor((point - origin) / voxel), in every framework the same.
 
     Args:
-        points: [P, D] positions, known now.
+        points: [P, D] coordinates in space, float32 or float64, 1 to 4 axes; known when a function is traced.
         voxel: edge of a voxel, one number or D.
-        feats: [P, C] features of the points; None: one feature of 1, float32.
+        feats: [P, C]; None: a single 1, of the points' dtype.
         batch: integer [P], the sample of each point; None: one sample.
-        origin: the position of the corner of voxel 0; None: the smallest of each axis.
-        shape: spatial extents; None: as far as the points reach.
-        duplicates: what becomes of points in one voxel, see :meth:`Sites.make`.
+        origin: the corner of voxel 0, one number or D; None: the smallest coordinate along each axis.
+        shape: spatial extents; None: as far as the points reach from the origin.
+        duplicates: what to do with points in one voxel, see :meth:`Sites.make`.
+
+    Returns:
+        Sites in the order in which voxels first occur. No points give no sites, with a shape of ones unless given.
 
     Raises:
-        TypeError, ValueError: an argument is not allowed, or a point is outside the shape or not finite.
+        TypeError, ValueError: a dtype, a shape or an option is not allowed; a point is not finite or outside.
     """
-    array = np.asarray(points, np.float64)
-    if array.ndim != 2 or not np.isfinite(array).all():
-        raise ValueError(f"points has shape {list(array.shape)}: expected finite positions [P, D]")
-    edge = np.broadcast_to(np.asarray(voxel, np.float64), array.shape[1:])
-    if not (edge > 0).all():
-        raise ValueError(f"voxel={voxel!r}: edges must be above 0")
-    corner = array.min(axis=0, initial=np.inf) if origin is None else np.asarray(origin, np.float64)
-    cells = np.floor((array - corner) / edge).astype(np.int64)
-    extents = tuple(int(n) + 1 for n in cells.max(axis=0, initial=0)) if shape is None else tuple(shape)
-    number = np.zeros(len(cells), np.int64) if batch is None else np.asarray(batch)
-    values = tf.ones([len(cells), 1]) if feats is None else feats
-    return Sites.make(np.column_stack([number, cells]), values, extents, duplicates=duplicates)
+    tensor = real("points", points)
+    if is_symbolic(tensor):
+        raise ValueError("points is symbolic: give positions that are known when the function is traced")
+    array = tensor.numpy()
+    found = voxels(array, voxel, batch, origin, shape)
+    values = tf.ones([len(array), 1], array.dtype) if feats is None else feats
+    return Sites.make(found.coords, values, found.shape, duplicates=duplicates)
 
 
 def to_dense(sites: Sites) -> tf.Tensor:
@@ -186,7 +185,7 @@ def subm_conv(
         groups: of channels, each with its own K / groups filters.
         version: "dense" convolves the dense image; "rulebook" gathers, multiplies and adds up tap by tap; "table"
             gathers all neighbours at once; "fused" is the compiled kernel; "auto" takes that where it is built, else
-            "table".
+            what :func:`cost_model.choose_sites` finds cheapest.
 
     Returns:
         Sites with features [M, K].
@@ -293,6 +292,8 @@ def _computed(
 ) -> Sites:
     out = rulebook.source if inverse else rulebook.out
     how = how_of(version, sites.feats, COMPOSITIONS)
+    if version == "auto" and isinstance(rulebook, Rulebook) and not isinstance(how, Fused):
+        how = cost_model.choose_sites(rulebook.sizes(inverse), "tensorflow", fused=False).version
     parts = []
     for feats, filters in zip(_split(sites.feats, groups), _split(kernel, groups), strict=True):
         if isinstance(how, Fused):

@@ -432,10 +432,8 @@ def _put(call: Call, positions: Tensor, rows: Tensor, start: Tensor | None, out:
 
 def _sizes(call: Call, positions: Tensor) -> cost_model.Sizes:
     """What there is to compute, for the cost model."""
-    tiles = len(_tiles_of(call, positions).unique()) * cost_model.TILE**2
     outputs = call.grid[0] * call.grid[1] * call.grid[2]
-    kh, kw, channels, filters = call.w.shape
-    return cost_model.Sizes(len(positions), min(tiles, outputs), outputs, kh * kw, channels, filters)
+    return cost_model.sizes(len(positions), len(_tiles_of(call, positions).unique()), outputs, call.w.shape)
 
 
 def _tiles_of(call: Call, positions: Tensor) -> Tensor:

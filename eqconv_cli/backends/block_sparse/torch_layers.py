@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from eqconv_cli.backends.block_sparse import arguments, torch_convolution
 from eqconv_cli.backends.block_sparse.geometry import (
     COVERAGES,
-    Pair,
+    BlockParams,
     block_params,
     block_params_chain,
+    both,
     check_padding,
     pair,
-    strides_pair,
 )
-from eqconv_cli.backends.block_sparse.index import PixelIndex
+from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.site_patterns import per_axis
 from eqconv_cli.backends.block_sparse.torch_ops import reduce_mask
@@ -34,13 +34,31 @@ from eqconv_cli.backends.block_sparse.torch_residual import (
     sparse_residual_unit,
 )
 from eqconv_cli.backends.block_sparse.torch_sites import Sites, sparse_conv, sparse_inverse_conv, subm_conv
-from eqconv_cli.backends.block_sparse.units import BORDERS, EPSILON, STATISTICS, BatchNorm, ResidualWeights
+from eqconv_cli.backends.block_sparse.units import (
+    BORDERS,
+    DECAY,
+    EPSILON,
+    STATISTICS,
+    BatchNorm,
+    ResidualWeights,
+    check_decay,
+    check_projection,
+)
 
 
 def check_positive(name: str, value: int) -> None:
     """Raise ValueError for a number that is below 1."""
     if value < 1:
         raise ValueError(f"{name}={value} is not allowed: at least 1 is needed")
+
+
+def active_blocks(x: Tensor, where: Tensor | BlockIndex, params: BlockParams, tol: float, avgpool: bool) -> BlockIndex:
+    """The blocks that a mask makes active, or a list as it is."""
+    if isinstance(where, BlockIndex):
+        return where
+    arguments.check_mask(where.shape, x.shape)
+    geometry: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
+    return reduce_mask(where, params.bcount, **geometry, tol=tol, avgpool=avgpool)
 
 
 def truncated_normal(w: Tensor, fan: int) -> None:
@@ -50,14 +68,14 @@ def truncated_normal(w: Tensor, fan: int) -> None:
 
 
 class SparseBlockConv2d(nn.Module):
-    """A convolution where a mask or a list of pixels says.
+    """A convolution where a mask, a list of blocks or a list of pixels says.
 
     The parameters are those of ``torch.nn.Conv2d``: dictionaries load from one into the other.
 
     Args:
         in_channels, out_channels: C and K.
         kernel_size: one number or (height, width).
-        bsize: size of the blocks' windows, see :func:`block_params`; needed for masks.
+        bsize: size of the blocks' windows, see :func:`block_params`; needed for masks and lists of blocks.
         stride: one number or (height, width).
         padding: "SAME" or "VALID", as TensorFlow defines them; with stride 1 the first is PyTorch's "same".
         bias: whether there is one.
@@ -111,7 +129,7 @@ class SparseBlockConv2d(nn.Module):
         arguments.check_choice("activation", activation, arguments.ACTIVATIONS)
         arguments.check_choice("coverage", coverage, COVERAGES)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = _both("kernel_size", kernel_size), _both("stride", stride)
+        self.kernel_size, self.stride = both("kernel_size", kernel_size), both("stride", stride)
         self.bsize = None if bsize is None else pair("bsize", bsize, 1)
         self.padding, self.tol, self.avgpool, self.coverage = padding, tol, avgpool, coverage
         self.base, self.activation, self.version = base, activation, version
@@ -131,12 +149,12 @@ class SparseBlockConv2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, where: Tensor | PixelIndex, out: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Tensor | BlockIndex | PixelIndex, out: Tensor | None = None) -> Tensor:
         """The convolution.
 
         Args:
             x: [N, H, W, C].
-            where: a mask [N, H, W] or [N, H, W, 1], which chooses blocks; or a list of output pixels.
+            where: a mask [N, H, W] or [N, H, W, 1], which chooses blocks; a list of blocks; or one of output pixels.
             out: see :func:`sparse_conv2d`.
 
         Returns:
@@ -150,12 +168,10 @@ class SparseBlockConv2d(nn.Module):
         if isinstance(where, PixelIndex):
             return torch_convolution.masked_conv2d(x, self.weight, where, padding=self.padding, **options)
         if self.bsize is None:
-            raise ValueError("bsize=None: with a mask the size of the blocks is needed")
+            raise ValueError("bsize=None: with a mask or a list of blocks their size is needed")
         arguments.check_image("x", x.shape)
-        arguments.check_mask(where.shape, x.shape)
         params = block_params(x.shape, self.bsize, self.kernel_size, self.stride, self.padding, self.coverage)
-        geometry: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
-        index = reduce_mask(where, params.bcount, **geometry, tol=self.tol, avgpool=self.avgpool)
+        index = active_blocks(x, where, params, self.tol, self.avgpool)
         return torch_convolution.sparse_conv2d(x, self.weight, index, params, **options)
 
     def extra_repr(self) -> str:
@@ -212,7 +228,7 @@ class SparseResidualUnit(nn.Module):
         channels: C.
         bottleneck: M; None takes C / 4.
         out_channels: with another number than C, or with ``project``, the shortcut is a 1x1 convolution.
-        bsize: size of the blocks' windows; needed for masks.
+        bsize: size of the blocks' windows; needed for masks and lists of blocks.
         strides: of the first convolution and the shortcut.
         no_activation: leave out the first normalisation and ReLU.
         project: whether the shortcut has weights; None: if the channels or strides make it necessary.
@@ -220,7 +236,7 @@ class SparseResidualUnit(nn.Module):
         bn: statistics while training, "inference", "stack" or "active"; while evaluating the running ones.
         tol, avgpool: what makes a block active, see :func:`reduce_mask`.
         epsilon: added to the variances.
-        decay: of the running mean and variance.
+        decay: of the running mean and variance: each step keeps this share of them, and takes the rest from the batch.
         version: see :func:`sparse_residual_unit`.
         device, dtype: of the parameters.
 
@@ -250,7 +266,7 @@ class SparseResidualUnit(nn.Module):
         tol: float = 0.0,
         avgpool: bool = False,
         epsilon: float = EPSILON,
-        decay: float = 0.999,
+        decay: float = DECAY,
         version: str | Fused = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -263,10 +279,9 @@ class SparseResidualUnit(nn.Module):
         arguments.check_choice("border", border, BORDERS)
         arguments.check_choice("bn", bn, STATISTICS)
         arguments.check_tolerance(tol)
-        self.strides = _both("strides", strides)
-        needed = out != channels or self.strides != (1, 1)
-        if project is False and out != channels:
-            raise ValueError(f"project=False with {channels} channels in and {out} out: both must be equal")
+        check_decay(decay)
+        self.strides = both("strides", strides)
+        projected = check_projection(project, channels, out, self.strides)
         self.channels, self.bottleneck, self.out_channels = channels, inside, out
         self.bsize = None if bsize is None else pair("bsize", bsize, 1)
         if self.bsize is not None:
@@ -277,7 +292,6 @@ class SparseResidualUnit(nn.Module):
         self.w1 = nn.Parameter(torch.empty(channels, inside, **place))
         self.w2 = nn.Parameter(torch.empty(3, 3, inside, inside, **place))
         self.w3 = nn.Parameter(torch.empty(inside, out, **place))
-        projected = needed if project is None else project
         self.register_parameter("w_project", nn.Parameter(torch.empty(channels, out, **place)) if projected else None)
         self.bn1 = None if no_activation else Normalisation(channels, **place)
         self.bn2, self.bn3 = Normalisation(inside, **place), Normalisation(inside, **place)
@@ -294,13 +308,13 @@ class SparseResidualUnit(nn.Module):
         bn1 = None if self.bn1 is None else self.bn1.values()
         return ResidualWeights(self.w1, self.w2, self.w3, bn1, self.bn2.values(), self.bn3.values(), self.w_project)
 
-    def forward(self, x: Tensor, where: Tensor | PixelIndex | None = None) -> Tensor:
+    def forward(self, x: Tensor, where: Tensor | BlockIndex | PixelIndex | None = None) -> Tensor:
         """The unit.
 
         Args:
             x: [N, H, W, C].
-            where: a mask [N, H, W] or [N, H, W, 1], which chooses blocks; a list of pixels, which takes the running
-                statistics; or None for the whole image, with the running statistics.
+            where: a mask [N, H, W] or [N, H, W, 1], which chooses blocks; a list of blocks; a list of pixels, which
+                takes the running statistics; or None for the whole image, with the running statistics.
 
         Returns:
             [N, ceil(H / stride), ceil(W / stride), Cout].
@@ -319,12 +333,10 @@ class SparseResidualUnit(nn.Module):
             options: dict[str, Any] = {"border": self.border, "epsilon": self.epsilon, "version": version}
             return masked_residual_unit(x, where, weights, **options)
         if self.bsize is None:
-            raise ValueError("bsize=None: with a mask the size of the blocks is needed")
+            raise ValueError("bsize=None: with a mask or a list of blocks their size is needed")
         arguments.check_image("x", x.shape)
-        arguments.check_mask(where.shape, x.shape)
         params = block_params_chain(x.shape, self.bsize, KSIZES, self.strides)
-        geometry: dict[str, Any] = {"bsize": params.bsize, "bstride": params.bstrides, "boffset": params.boffset}
-        index = reduce_mask(where, params.bcount, **geometry, tol=self.tol, avgpool=self.avgpool)
+        index = active_blocks(x, where, params, self.tol, self.avgpool)
         computed = self.training and self.bn != "inference"
         statistics: list[tuple[Tensor, Tensor]] = []
         options = {"border": self.border, "bn": self.bn if computed else "inference", "strides": self.strides}
@@ -507,10 +519,3 @@ class SparseInverseConv(_SiteLayer):
     def forward(self, sites: Sites, paired: Sites) -> Sites:
         """The convolution from the sites that ``SparseConv`` made of ``paired``; errors as for the function."""
         return sparse_inverse_conv(sites, self.weight, paired, bias=self.bias, version=self.version)
-
-
-def _both(name: str, value: int | Sequence[int]) -> Pair:
-    """One number for both axes, or (height, width); raises ValueError."""
-    if isinstance(value, int):
-        return pair(name, (value, value), 1)
-    return strides_pair(name, value)

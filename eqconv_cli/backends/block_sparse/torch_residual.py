@@ -36,16 +36,18 @@ from eqconv_cli.backends.block_sparse.torch_ops import (
     sparse_scatter_var,
 )
 from eqconv_cli.backends.block_sparse.units import (
+    BLOCK_COMPOSITIONS,
     BORDERS,
     EPSILON,
+    PIXEL_COMPOSITIONS,
     STATISTICS,
     BatchNorm,
     ResidualWeights,
+    check_route,
     check_weights,
+    only_blocks,
 )
 
-BLOCK_COMPOSITIONS = ("blocks", "pixels", "dense")
-PIXEL_COMPOSITIONS = ("pixels", "dense")
 #: The kernels of the unit.
 KSIZES = ((1, 1), (3, 3), (1, 1))
 
@@ -107,7 +109,8 @@ def sparse_residual_unit(
         strides: of the first convolution and the shortcut.
         epsilon: added to the variances.
         in_place: write into ``x`` and return it; needs stride 1 and no projection.
-        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them.
+        statistics: a list that takes the mean and the variance of each normalisation, where ``bn`` computes them; where
+            nothing is counted, the given ones.
         version: "blocks" (the layers on the stack), "pixels" (the layers on rows of pixels, nothing twice), "dense" (on
             the whole image, then chosen; for border="dense"), "fused" (compiled: ``eqconv build-kernels``), or "auto".
             All but "blocks" and "auto" need bn="inference", stride 1 and no projection.
@@ -125,18 +128,15 @@ def sparse_residual_unit(
     arguments.check_choice("bn", bn, STATISTICS)
     step = strides_pair("strides", strides)
     _check_params(plain, params, step)
-    simple = bn == "inference" and step == (1, 1) and weights.w_project is None
+    why = only_blocks(bn, step, weights)
+    check_route(version, why, border)
     if in_place and (step != (1, 1) or weights.w_project is not None or plain is not x):
         raise ValueError(f"in_place=True needs stride 1 and no projection: strides={step}")
-    if version == "auto" and (not simple or in_place):
+    if version == "auto" and (why or in_place):
         version = "blocks"
     how = torch_fused.version_on(version, BLOCK_COMPOSITIONS, x)
     if how == "blocks":
         return _on_blocks(plain, index, params, weights, border, bn, step, epsilon, in_place, statistics)
-    if not simple:
-        raise ValueError(
-            f"version={version!r} needs bn='inference', stride 1 and no projection: bn={bn!r}, strides={step}"
-        )
     pixels = block_pixels(index, params, plain.shape[0], how if isinstance(how, Fused) else "indexed")
     made = masked_residual_unit(plain, weights=weights, pixels=pixels, border=border, epsilon=epsilon, version=how)
     return x.copy_(made) if in_place else made
@@ -169,6 +169,7 @@ def masked_residual_unit(
     """
     x, weights = _checked(x, weights)
     arguments.check_choice("border", border, BORDERS)
+    check_route(version, "", border)
     if weights.w_project is not None:
         raise ValueError("w_project is given: at single pixels there is no projection (sparse_residual_unit has one)")
     if out is not None:
@@ -183,8 +184,6 @@ def masked_residual_unit(
     positions = counting(listed)
     flat = x.reshape(-1, x.shape[3])
     if how == "dense":
-        if border != "dense":
-            raise ValueError(f"version='dense' has border='dense', not border={border!r}")
         everywhere = residual_unit(x, weights, epsilon=epsilon)
         values = everywhere.reshape(-1, x.shape[3]).index_select(0, positions)
     else:

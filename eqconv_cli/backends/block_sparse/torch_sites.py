@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqconv_cli.backends.block_sparse import arguments, site_patterns, torch_fused
+from eqconv_cli.backends.block_sparse import arguments, cost_model, site_patterns, torch_fused
 from eqconv_cli.backends.block_sparse.options import Fused
-from eqconv_cli.backends.block_sparse.site_patterns import Kernel, SitePattern
+from eqconv_cli.backends.block_sparse.site_patterns import Kernel, Rulebook, SitePattern
 from eqconv_cli.backends.block_sparse.torch_arguments import check_like, check_real, widened
+from eqconv_cli.backends.block_sparse.voxels import voxels
 
-#: Versions beside "fused" and "auto"; the first is "auto"'s without the kernels.
+#: Versions beside "fused" and "auto".
 COMPOSITIONS = ("table", "rulebook", "dense")
 
 
@@ -61,13 +62,17 @@ class Neighbours:
         numbers = torch.arange(self.out.sites, dtype=torch.int32, device=made.device)[:, None]
         return made.scatter_(0, rows, numbers.expand_as(self.table).contiguous())[:-1].contiguous()
 
-    def _of_host(self, what: Any) -> Tensor:
+    @property
+    def rulebook(self) -> Rulebook:
+        """The same in host memory."""
         host = self.source.host
         size, stride, padding, dilation = self.kernel
         if self.out is self.source:
-            rulebook = host.submanifold(size, dilation)
-        else:
-            rulebook = host.strided(size, stride, padding, dilation)
+            return host.submanifold(size, dilation)
+        return host.strided(size, stride, padding, dilation)
+
+    def _of_host(self, what: Any) -> Tensor:
+        rulebook = self.rulebook
         device = self.source.coords.device
         made: Tensor = rulebook.converted(what, ("torch", device), lambda array: _tensor(array).to(device))
         return made
@@ -232,35 +237,32 @@ def sites_from_points(
     feats: Tensor | None = None,
     *,
     batch: Tensor | None = None,
+    origin: float | Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
     duplicates: str = "mean",
 ) -> Sites:
-    """Points in space as the voxels that they lie in.
+    """The voxels that hold a point, as sites: floor((point - origin) / voxel), in every framework the same.
 
     Args:
-        points: [P, D] real positions, D = 1 to 4.
+        points: [P, D] coordinates in space, float32 or float64, 1 to 4 axes; on a GPU they are copied to the host once.
         voxel: edge of a voxel, one number or D.
-        feats: [P, C]; None: a 1 for each point, so that a voxel has the feature 1.
-        batch: int [P], the sample of each point; None: all are of one.
-        duplicates: what becomes of the features of points in one voxel, see :meth:`Sites.make`.
+        feats: [P, C]; None: a single 1, of the points' dtype.
+        batch: integer [P], the sample of each point; None: one sample.
+        origin: the corner of voxel 0, one number or D; None: the smallest coordinate along each axis.
+        shape: spatial extents; None: as far as the points reach from the origin.
+        duplicates: what to do with points in one voxel, see :meth:`Sites.make`.
 
     Returns:
-        Sites whose smallest coordinate is 0 along every axis, in the order in which voxels first occur.
+        Sites in the order in which voxels first occur. No points give no sites, with a shape of ones unless given.
 
     Raises:
-        TypeError, ValueError: a dtype or shape is not allowed, or an edge is not above 0.
+        TypeError, ValueError: a dtype, a shape or an option is not allowed; a point is not finite or outside.
     """
     check_real("points", points)
-    if points.dim() != 2 or not 1 <= points.shape[1] <= 4:
-        raise ValueError(f"points has shape {arguments.text(points.shape)}: expected [P, D] with D = 1 to 4")
-    edge = torch.as_tensor(voxel, dtype=points.dtype, device=points.device)
-    if edge.dim() > 1 or edge.numel() not in (1, points.shape[1]) or not bool((edge > 0).all()):
-        raise ValueError(f"voxel={voxel!r}: expected one number above 0, or {points.shape[1]}")
-    numbers = torch.floor(points.detach() / edge).long()
-    numbers = numbers - numbers.amin(0) if len(numbers) else numbers
-    extents = (numbers.amax(0) + 1).tolist() if len(numbers) else [1] * points.shape[1]
-    sample = numbers.new_zeros(len(numbers)) if batch is None else batch.to(numbers)
+    sample = None if batch is None else batch.detach().cpu().numpy()
+    found = voxels(points.detach().cpu().numpy(), voxel, sample, origin, shape)
     values = points.new_ones(len(points), 1) if feats is None else feats
-    return Sites.make(torch.cat([sample[:, None], numbers], 1), values, extents, duplicates=duplicates)
+    return Sites.make(found.coords, values, found.shape, duplicates=duplicates)
 
 
 def to_dense(sites: Sites) -> Tensor:
@@ -296,6 +298,7 @@ def subm_conv(
     feats, w, bias = _operands(sites, w, bias, groups)
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
     around = Request(tuple(w.shape[:-2]), 1, 0, dilation, _settings(how, feats), sites.pattern.name)
+    how = _composition(version, how, sites.pattern, around, False)
     if groups == 1:
         return sites.with_feats(_convolved(how, feats, w, bias, sites.pattern, around))
     columns = zip(feats.chunk(groups, 1), w.chunk(groups, -1), strict=True)
@@ -331,6 +334,7 @@ def sparse_conv(
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
     around = Request(tuple(w.shape[:-2]), stride, padding, dilation, _settings(how, feats), None)
     out = _strided(sites.pattern.name, *around)
+    how = _composition(version, how, sites.pattern, around, False)
     return Sites(_convolved(how, feats, w, bias, sites.pattern, around._replace(out=out.name)), out)
 
 
@@ -357,6 +361,7 @@ def sparse_inverse_conv(
         raise ValueError(f"w has the kernel size {tuple(w.shape[:-2])}: the paired convolution has {size}")
     how = torch_fused.version_on(version, COMPOSITIONS, feats)
     around = Request(size, 1, 0, 1, None, sites.pattern.name)
+    how = _composition(version, how, paired.pattern, around, True)
     return paired.with_feats(_convolved(how, feats, w, bias, paired.pattern, around, backwards=True))
 
 
@@ -426,6 +431,19 @@ def _kernel_size(pattern: str, out: str) -> tuple[int, ...] | None:
     """That of the strided convolution that made ``out`` of ``pattern``, if one did."""
     around = _patterns[pattern].made(_patterns[out])
     return None if around is None else around.kernel.size
+
+
+def _composition(
+    version: str | Fused, how: str | Fused, pattern: DevicePattern, around: Request, backwards: bool
+) -> str | Fused:
+    """What to compute with: without the kernels "auto" is what the cost model says."""
+    return how if version != "auto" or isinstance(how, Fused) else _cheapest(pattern.name, backwards, *around)
+
+
+@torch_fused.constant
+def _cheapest(pattern: str, backwards: bool, *request: Any) -> str:
+    rulebook = Request(*request).of(_patterns[pattern]).rulebook
+    return cost_model.choose_sites(rulebook.sizes(backwards), "torch", fused=False).version
 
 
 # Ways to compute.

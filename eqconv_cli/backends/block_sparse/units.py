@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from eqconv_cli.backends.block_sparse.arguments import Shape, check_vector, differ, text
 
 #: TensorFlow's and SBNet's default.
 EPSILON = 1e-3
+#: Of running statistics, SBNet's.
+DECAY = 0.999
 BORDERS = ("dense", "original")
 STATISTICS = ("inference", "stack", "active")
+
+#: Of a unit on blocks and at pixels, beside "fused" and "auto"; the first is "auto"'s without the kernels.
+BLOCK_COMPOSITIONS = ("blocks", "pixels", "dense")
+PIXEL_COMPOSITIONS = ("pixels", "dense")
 
 
 class BatchNorm(NamedTuple):
@@ -40,6 +47,37 @@ class ResidualWeights(NamedTuple):
     bn3: BatchNorm
     #: [C, Cout], the strided 1x1 convolution of the shortcut; None: the shortcut is x.
     w_project: Any = None
+
+
+def only_blocks(bn: str, strides: Sequence[int], weights: ResidualWeights) -> str:
+    """Why such a unit is computed by version="blocks" alone; empty when every version computes it."""
+    if bn != "inference":
+        return f"bn={bn!r}"
+    if tuple(strides) != (1, 1):
+        return f"strides={tuple(strides)}"
+    return "" if weights.w_project is None else "w_project is given"
+
+
+def check_route(version: Any, why: str, border: str) -> None:
+    """Raises ValueError unless the version computes the unit; ``why``: what :func:`only_blocks` says."""
+    name = version if isinstance(version, str) else "fused"
+    if why and name not in ("blocks", "auto"):
+        raise ValueError(f"version={name!r} needs bn='inference', strides (1, 1) and no w_project: {why}")
+    if name == "dense" and border != "dense":
+        raise ValueError(f"version='dense' has border='dense', not border={border!r}")
+
+
+def check_decay(decay: float) -> None:
+    """Raises ValueError unless running statistics move by a share of 0 to 1."""
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay={decay!r} is not allowed: a number from 0 to 1 is needed")
+
+
+def check_projection(project: bool | None, channels: int, out: int, strides: Sequence[int]) -> bool:
+    """Whether a layer's shortcut has weights; None: where other channels or strides need them. Raises ValueError."""
+    if project is False and out != channels:
+        raise ValueError(f"project=False with {channels} channels in and {out} out: both must be equal")
+    return (out != channels or tuple(strides) != (1, 1)) if project is None else project
 
 
 def check_weights(weights: ResidualWeights, x: Shape) -> None:

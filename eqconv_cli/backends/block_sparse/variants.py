@@ -19,7 +19,7 @@ COMPOSITIONS: dict[str, tuple[str, ...]] = {
     "scatter": ("indexed",),
     "convolution": ("blocks",),
     "masked": ("dense", "matmul", "blocks", "upsample", "rulebook"),
-    "residual": ("dense", "blocks"),
+    "residual": ("dense", "blocks", "pixels"),
     "masked_residual": ("dense", "pixels"),
     "submanifold": ("dense", "rulebook", "table"),
     "strided": ("dense", "rulebook", "table"),
@@ -27,7 +27,6 @@ COMPOSITIONS: dict[str, tuple[str, ...]] = {
 _ALSO: dict[tuple[str, str], tuple[str, ...]] = {
     **{(operation, "numpy"): ("sliced",) for operation in ("reduce_mask", "pixel_index", "gather", "scatter")},
     **{("masked", framework): ("auto",) for framework in FRAMEWORKS},
-    ("residual", "torch"): ("pixels",),
 }
 #: What the hand-written gradients of NumPy go with.
 _CLOSED = {

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from eqconv_cli.backends.feature_steered import meshes, stacks
 from eqconv_cli.backends.feature_steered.graphs import uniform_random
-from eqconv_cli.backends.feature_steered.problems import missing_file, on_mesh
+from eqconv_cli.backends.feature_steered.problems import on_mesh
 from eqconv_cli.backends.feature_steered.variants import VARIANTS, variant
+from eqconv_cli.backends.packaged_data import missing_file
 from eqconv_cli.catalog import Case, Problem, Variant
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from eqconv_cli.backends.feature_steered.meshes import IntArray, Vertices, row_mean_weights
+from eqconv_cli.backends.feature_steered.meshes import row_mean_weights
+from eqconv_cli.backends.mesh_files import IntArray, Vertices
 from eqconv_cli.errors import UsageError
 
 Arrays = dict[str, npt.NDArray[Any]]

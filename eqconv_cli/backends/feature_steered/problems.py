@@ -12,6 +12,8 @@ import numpy.typing as npt
 import scipy.io
 
 from eqconv_cli.backends.feature_steered import graphs, meshes
+from eqconv_cli.backends.mesh_files import IntArray, Vertices, load_mesh
+from eqconv_cli.backends.packaged_data import missing_file, needed_file
 from eqconv_cli.catalog import Parameter, Problem
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -97,9 +99,7 @@ def offset(seed: int, channels: int, outputs: int, matrices: int, distance: floa
     return {"data": distance + 0.01 * rng.normal(size=(64, channels)), **graph, **layer}
 
 
-def on_graph(
-    graph: Graph, positions: meshes.Vertices | None, seed: int, channels: int, outputs: int, matrices: int
-) -> Arrays:
+def on_graph(graph: Graph, positions: Vertices | None, seed: int, channels: int, outputs: int, matrices: int) -> Arrays:
     """A layer on any neighbourhood; features from positions, or random ones without."""
     rng = np.random.default_rng(seed)
     arrays = graph(rng)
@@ -111,7 +111,7 @@ def on_graph(
 
 
 def on_mesh(
-    mesh: Callable[..., tuple[meshes.Vertices, meshes.IntArray]],
+    mesh: Callable[..., tuple[Vertices, IntArray]],
     seed: int,
     channels: int,
     outputs: int,
@@ -128,7 +128,7 @@ def on_mesh(
 
 def mesh_file(path: Path) -> Problem:
     """The problem on a user's mesh; reads the file, so that a bad one is refused before any work."""
-    mesh = meshes.load_mesh(path)
+    mesh = load_mesh(path)
     return Problem(f"mesh:{path.name}", partial(on_mesh, lambda: mesh), LAYER, title=str(path), traits=_REAL)
 
 
@@ -147,9 +147,9 @@ def graph_file(path: Path) -> Problem:
     return Problem(f"graph:{path.name}", make, layer, title=str(path), traits=_REAL)
 
 
-def airfoil() -> tuple[meshes.Vertices, meshes.IntArray]:
+def airfoil() -> tuple[Vertices, IntArray]:
     """The triangulated airfoil of PyGSP (4,253 vertices in the plane); its triangles are the 3-cycles of its edges."""
-    stored = scipy.io.loadmat(_need("pygsp", "data/pointclouds/airfoil.mat"))
+    stored = scipy.io.loadmat(needed_file("pygsp", "data/pointclouds/airfoil.mat"))
     vertices = np.column_stack([stored["x"], stored["y"], np.zeros(len(stored["x"]))]).astype(np.float64)
     pairs = np.column_stack([stored["i_inds"], stored["j_inds"]]).astype(np.int64) - 1
     later: dict[int, set[int]] = {}
@@ -161,7 +161,7 @@ def airfoil() -> tuple[meshes.Vertices, meshes.IntArray]:
 
 def minnesota(rng: np.random.Generator) -> Arrays:
     """The road network of Minnesota from PyGSP: 2,642 crossings, not a mesh; self edges added, rows averaged."""
-    matrix = scipy.io.loadmat(_need("pygsp", "data/pointclouds/minnesota.mat"))["A"].tocoo()
+    matrix = scipy.io.loadmat(needed_file("pygsp", "data/pointclouds/minnesota.mat"))["A"].tocoo()
     vertices = matrix.shape[0]
     roads = np.stack([matrix.row, matrix.col], axis=1).astype(np.int64)
     indices = np.concatenate([roads, np.repeat(np.arange(vertices), 2).reshape(-1, 2)])
@@ -169,23 +169,9 @@ def minnesota(rng: np.random.Generator) -> Arrays:
     return {"indices": indices, "values": weights, "dense_shape": np.array(matrix.shape)}
 
 
-def packaged_mesh(package: str, relative: str) -> tuple[meshes.Vertices, meshes.IntArray]:
+def packaged_mesh(package: str, relative: str) -> tuple[Vertices, IntArray]:
     """A mesh inside an installed package."""
-    return meshes.load_mesh(_need(package, relative))
-
-
-def _need(package: str, relative: str) -> Path:
-    path = meshes.packaged_file(package, relative)
-    if path is None:
-        raise FileNotFoundError(f"{relative} of the package {package}")
-    return path
-
-
-def missing_file(package: str, relative: str) -> list[str]:
-    """Why a packaged file cannot be used; empty when it is there."""
-    if meshes.packaged_file(package, relative) is None:
-        return [f'the package {package} with {relative} is not installed (pip install "eqconv[data]")']
-    return []
+    return load_mesh(needed_file(package, relative))
 
 
 def _packaged(
