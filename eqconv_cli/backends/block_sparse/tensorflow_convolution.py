@@ -352,7 +352,8 @@ def convolved(stack: tf.Tensor, kernel: tf.Tensor, step: Sequence[int]) -> tf.Te
     shape = [count, *size, extent(kernel, 3)]
     made = tf.cond(
         tf.equal(count, 0),
-        lambda: tf.zeros(shape, stack.dtype),
+        # Nothing, but made of both: their gradients are zeros.
+        lambda: tf.zeros(shape, stack.dtype) + tf.reduce_sum(stack) + tf.reduce_sum(kernel),
         lambda: tf.nn.conv2d(stack, kernel, list(step), "VALID"),
     )
     return tf.ensure_shape(made, [None if is_symbolic(length) else length for length in shape])
