@@ -90,7 +90,8 @@ def choose(sizes: Sizes, framework: str, fused: bool) -> Choice:
 
 #: Seconds for a product of a channel with a filter, over those of the framework's dense route: 3x3 on a tenth and half
 #: of 128 x 128 places and 3x3x3 on a fiftieth and a tenth of 32 x 32 x 32, 16 and 64 channels, float32, one core;
-#: geometric means, from which single ones are away by up to a factor of 5: few pairs a tap cost as much as some more.
+#: geometric means. Single ones are far from them: up to 6 times in NumPy and PyTorch, and 38 times in TensorFlow where
+#: a tap has few pairs.
 SITE_RELATIVE = {
     "numpy": {"dense": 1.0, "rulebook": 4.2, "table": 1.4},
     "torch": {"dense": 1.0, "rulebook": 4.6, "table": 0.7},
