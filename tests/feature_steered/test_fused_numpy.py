@@ -32,10 +32,10 @@ from tests.feature_steered.support_fused import (
     apart,
     check,
     instance,
-    needs,
     offset,
     shaped,
 )
+from tests.support import needs
 
 built = needs("cpu")
 
