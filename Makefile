@@ -14,7 +14,7 @@ verify: $(STAMP)
 # Without the kernels their tests would be skipped.
 test: $(STAMP)
 	$(BIN)/eqconv build-kernels
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
