@@ -46,5 +46,8 @@ def test_only_listed_pixels_are_compared() -> None:
     run = torch_peers.ListedRun(lambda t: {"y": t["x"]}, {"x": base}, ("x",), "cpu", np.array([1, 5]), base)
     made = np.arange(6, dtype=np.float32).reshape(1, 2, 3, 1)
     assert run.download(run.upload(made)).reshape(-1).tolist() == [7, 1, 7, 7, 7, 5]
+    assert (run.inputs()["x"] == base).all()
+    run.run()["y"].zero_()
+    assert not run.inputs()["x"].any()
     other = np.zeros((1, 3, 2, 1), np.float32)
     assert run.download(run.upload(other)).shape == other.shape

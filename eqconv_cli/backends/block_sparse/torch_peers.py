@@ -62,6 +62,10 @@ class ListedRun(BoundRun):
         kept.reshape(-1, channels)[self._listed] = given.reshape(-1, channels)[self._listed]
         return kept
 
+    def inputs(self) -> Mapping[str, np.ndarray]:
+        """The inputs as they are now, all of them."""
+        return {name: super(ListedRun, self).download(tensor) for name, tensor in self._tensors.items()}
+
 
 def channels_last(x: Tensor) -> Tensor:
     """[N, H, W, C] as the [N, C, H, W] in channels-last memory that PyTorch's convolutions like best."""
