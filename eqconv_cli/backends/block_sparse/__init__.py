@@ -10,6 +10,7 @@
 | residual units                | *_residual.py                                                      |
 | sites                         | *_sites.py                                                         |
 | the compiled kernels          | *_fused.py, options.py; cuda/block_sparse                          |
+| runs of the catalog           | *_runs.py, problem_arrays.py; torch_peers.py                       |
 | the choice of "auto"          | cost_model.py                                                      |
 | what must hold in any case    | operations.py, invariants.py                                       |
 """

@@ -11,6 +11,7 @@ from eqconv_cli.backends.block_sparse import numpy_convolution, numpy_ops, numpy
 from eqconv_cli.backends.block_sparse.geometry import Pair, block_params, block_params_chain
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
+from eqconv_cli.backends.block_sparse.problem_arrays import activation
 from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
 from eqconv_cli.catalog import Arrays
 from eqconv_cli.frameworks.numpy import BoundRun
@@ -119,7 +120,7 @@ def _convolution(given: Arrays, how: Version) -> Bound:
     strides, padding, coverage = _pair(given["strides"]), str(given["padding"]), str(given["coverage"])
     shapes = given["x"].shape, _pair(given["bsize"]), given["w"].shape
     index, params = _index(given), block_params(*shapes, strides, padding, coverage)
-    options: Results = {"strides": strides, "activation": _activation(given)}
+    options: Results = {"strides": strides, "activation": activation(given)}
 
     def forward(arrays: Arrays) -> Results:
         x, w, base = arrays["x"], arrays["w"], arrays.get("base", "zeros")
@@ -139,7 +140,7 @@ def _masked(given: Arrays, how: Version) -> Bound:
     strides, padding = _pair(given["strides"]), str(given["padding"])
     grid = numpy_ops.out_grid(given["x"].shape, _pair(np.array(given["w"].shape[:2])), strides, padding)
     pixels = _listing(given, grid, how)
-    options: Results = {"strides": strides, "padding": padding, "activation": _activation(given)}
+    options: Results = {"strides": strides, "padding": padding, "activation": activation(given)}
 
     def forward(arrays: Arrays) -> Results:
         x, w, base = arrays["x"], arrays["w"], arrays.get("base", "zeros")
@@ -290,11 +291,6 @@ def _index(given: Arrays) -> BlockIndex:
 
 def _window(given: Arrays) -> Results:
     return {name: _pair(given[name]) for name in ("bsize", "bstride", "boffset")}
-
-
-def _activation(given: Arrays) -> str | None:
-    word = str(given["activation"])
-    return None if word == "none" else word
 
 
 def _pair(array: Any) -> Pair:

@@ -13,12 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from eqconv_cli.backends.block_sparse import (
+    problem_arrays,
     tensorflow_convolution,
     tensorflow_ops,
     tensorflow_residual,
     tensorflow_sites,
 )
-from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
+from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
@@ -28,21 +29,6 @@ Arrays = Mapping[str, np.ndarray]
 Options = dict[str, Any]
 #: A function of the real tensors by name.
 Function = Callable[[Tensors], Tensors]
-
-_UNIT = ("w1", "w2", "w3", "bn1", "bn2", "bn3", "w_project")
-#: The real inputs of each operation, of which all but masks are differentiated.
-_REALS: dict[str, tuple[str, ...]] = {
-    "reduce_mask": ("mask",),
-    "pixel_index": ("mask",),
-    "gather": ("x",),
-    "scatter": ("blocks", "ybase"),
-    "convolution": ("x", "w", "bias", "base"),
-    "masked": ("x", "w", "bias", "base"),
-    "residual": ("x", *_UNIT),
-    "masked_residual": ("x", *_UNIT),
-    "submanifold": ("feats", "w", "bias"),
-    "strided": ("feats", "w", "bias"),
-}
 
 
 def prepare(
@@ -75,16 +61,19 @@ def prepare(
     Raises:
         TypeError, ValueError, IndexError: see the operation's function.
     """
-    names = tuple(name for name in _REALS[operation] if name in inputs)
-    arrays = {n: inputs[n] if inputs[n].dtype == np.bool_ else inputs[n].astype(dtype, copy=False) for n in names}
+    arrays, differentiable = problem_arrays.reals(inputs, dtype, operation)
     how = version if fused is None else settings_on(Fused, device, fused)
     with tf.device("/GPU:0" if device == "cuda" else "/CPU:0"):
         function = _FUNCTIONS[operation](inputs, {"version": how, **options})
-    return BoundRun(function, arrays, () if "mask" in names else names, device, mode)
+    return BoundRun(function, arrays, differentiable, device, mode)
 
 
 def _reduce_mask(inputs: Arrays, options: Options) -> Function:
-    numbers: Options = {**_window(inputs), "tol": float(inputs["tol"]), "avgpool": bool(inputs["avgpool"])}
+    numbers: Options = {
+        **problem_arrays.window(inputs),
+        "tol": float(inputs["tol"]),
+        "avgpool": bool(inputs["avgpool"]),
+    }
     on_empty, bcount = str(inputs["on_empty"]), inputs["bcount"].tolist()
 
     def run(tensors: Tensors) -> Tensors:
@@ -98,7 +87,7 @@ def _reduce_mask(inputs: Arrays, options: Options) -> Function:
 
 
 def _pixel_index(inputs: Arrays, options: Options) -> Function:
-    numbers: Options = {"ksize": inputs["ksize"].tolist(), **_steps(inputs), "tol": float(inputs["tol"])}
+    numbers: Options = {"ksize": inputs["ksize"].tolist(), **problem_arrays.steps(inputs), "tol": float(inputs["tol"])}
 
     def run(tensors: Tensors) -> Tensors:
         index = tensorflow_ops.pixel_index(tensors["mask"], **numbers, **options)
@@ -108,12 +97,12 @@ def _pixel_index(inputs: Arrays, options: Options) -> Function:
 
 
 def _gather(inputs: Arrays, options: Options) -> Function:
-    index, numbers = _index(inputs), {**_window(inputs), "transpose": bool(inputs["transpose"])}
+    index, numbers = _index(inputs), {**problem_arrays.window(inputs), "transpose": bool(inputs["transpose"])}
     return lambda tensors: {"blocks": tensorflow_ops.sparse_gather(tensors["x"], index, **numbers, **options)}
 
 
 def _scatter(inputs: Arrays, options: Options) -> Function:
-    index, numbers = _index(inputs), _window(inputs)
+    index, numbers = _index(inputs), problem_arrays.window(inputs)
     flags: Options = {name: bool(inputs[name]) for name in ("add", "atomic", "transpose")}
 
     def run(tensors: Tensors) -> Tensors:
@@ -124,7 +113,7 @@ def _scatter(inputs: Arrays, options: Options) -> Function:
 
 
 def _convolution(inputs: Arrays, options: Options) -> Function:
-    steps, index = _steps(inputs), _index(inputs)
+    steps, index = problem_arrays.steps(inputs), _index(inputs)
     words = (steps["strides"], steps["padding"], str(inputs["coverage"]))
     params = block_params(inputs["x"].shape, inputs["bsize"].tolist(), inputs["w"].shape, *words)
 
@@ -137,11 +126,8 @@ def _convolution(inputs: Arrays, options: Options) -> Function:
 
 
 def _masked(inputs: Arrays, options: Options) -> Function:
-    steps, shape, ksize = _steps(inputs), inputs["x"].shape, inputs["w"].shape[:2]
-    height, width = (
-        out_extent(n, k, s, steps["padding"]) for n, k, s in zip(shape[1:3], ksize, steps["strides"], strict=True)
-    )
-    pixels = _listing(inputs, (shape[0], height, width), options["version"])
+    steps = problem_arrays.steps(inputs)
+    pixels = _listing(inputs, problem_arrays.grid(inputs), options["version"])
 
     def run(tensors: Tensors) -> Tensors:
         rest = {**steps, **_rest(inputs, tensors)}
@@ -222,21 +208,12 @@ _FUNCTIONS: dict[str, Callable[[Arrays, Options], Function]] = {
 }
 
 
-def _window(inputs: Arrays) -> Options:
-    return {name: inputs[name].tolist() for name in ("bsize", "bstride", "boffset")}
-
-
-def _steps(inputs: Arrays) -> Options:
-    return {"strides": inputs["strides"].tolist(), "padding": str(inputs["padding"])}
-
-
 def _rest(inputs: Arrays, tensors: Tensors) -> Options:
     """Base, bias and activation of a convolution."""
-    activation = str(inputs["activation"])
     return {
         "base": tensors.get("base", "zeros"),
         "bias": tensors.get("bias"),
-        "activation": None if activation == "none" else activation,
+        "activation": problem_arrays.activation(inputs),
     }
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from eqconv_cli.backends.block_sparse import problem_arrays
 from eqconv_cli.backends.block_sparse.geometry import BlockParams, block_params, block_params_chain, paddings
 from eqconv_cli.backends.block_sparse.index import BlockIndex
 from eqconv_cli.backends.block_sparse.numpy_ops import block_pixels
 from eqconv_cli.backends.block_sparse.torch_residual import KSIZES
-from eqconv_cli.backends.block_sparse.torch_runs import base_of
 from eqconv_cli.frameworks.torch import BoundRun, Tensors
 
 Arrays = Mapping[str, np.ndarray]
@@ -90,7 +90,7 @@ def conv2d(inputs: Arrays, dtype: str, device: str, *, operation: str, folded: b
     arrays = _floats(inputs, dtype)
     if operation == "submanifold":
         return _dense_sites(inputs, arrays, device)
-    place, compared = torch.device(device), (_listed(inputs, operation), base_of(inputs, dtype, operation))
+    place, compared = torch.device(device), (_listed(inputs, operation), problem_arrays.base(inputs, dtype, operation))
     if operation in ("masked_residual", "residual"):
         unit = _residual_unit(arrays, place, folded)
         image = _run_arrays(arrays, "x")
@@ -131,7 +131,7 @@ def index_blocks(inputs: Arrays, dtype: str, device: str, *, operation: str) -> 
     shape, residual = arrays["x"].shape, operation == "masked_residual"
     kernel = (3, 3) if residual else arrays["w"].shape[:2]
     padding = "SAME" if residual else str(inputs["padding"])
-    base = base_of(inputs, dtype, operation)
+    base = problem_arrays.base(inputs, dtype, operation)
     y = torch.from_numpy(base.copy()).to(place)
     compute = _residual_unit(arrays, place, True) if residual else _valid_convolution(inputs, arrays, place)
 

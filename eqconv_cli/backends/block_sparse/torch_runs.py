@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqconv_cli.backends.block_sparse import torch_convolution, torch_ops, torch_residual, torch_sites
-from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
+from eqconv_cli.backends.block_sparse import problem_arrays, torch_convolution, torch_ops, torch_residual, torch_sites
+from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.units import BatchNorm, ResidualWeights
@@ -22,20 +22,6 @@ from eqconv_cli.kernels.doors import settings_on
 Arrays = Mapping[str, np.ndarray]
 #: A function of the real tensors by name.
 Function = Callable[[Tensors], Tensors]
-_UNIT = ("w1", "w2", "w3", "bn1", "bn2", "bn3", "w_project")
-#: The real inputs of each operation, of which all but masks are differentiated.
-_REALS: dict[str, tuple[str, ...]] = {
-    "reduce_mask": ("mask",),
-    "pixel_index": ("mask",),
-    "gather": ("x",),
-    "scatter": ("blocks", "ybase"),
-    "convolution": ("x", "w", "bias", "base"),
-    "masked": ("x", "w", "bias", "base"),
-    "residual": ("x", *_UNIT),
-    "masked_residual": ("x", *_UNIT),
-    "submanifold": ("feats", "w", "bias"),
-    "strided": ("feats", "w", "bias"),
-}
 
 
 def prepare(
@@ -68,15 +54,12 @@ def prepare(
     Raises:
         TypeError, ValueError, IndexError: see the operation's function.
     """
-    names = tuple(name for name in _REALS[operation] if name in inputs)
-    keep = (np.bool_,)
-    arrays = {n: inputs[n] if inputs[n].dtype in keep else inputs[n].astype(dtype, copy=False) for n in names}
+    arrays, differentiable = problem_arrays.reals(inputs, dtype, operation)
     how = version if fused is None else settings_on(Fused, device, fused)
     options = {"version": how, **options}
     if in_place:
-        options["out"] = torch.from_numpy(base_of(inputs, dtype, operation)).to(of_framework(device))
+        options["out"] = torch.from_numpy(problem_arrays.base(inputs, dtype, operation)).to(of_framework(device))
     function = _FUNCTIONS[operation](inputs, torch.device(of_framework(device)), options)
-    differentiable = () if "mask" in names else names
     if operation == "convolution" and version == "blocks" and "mask" in inputs:
         return _StagedBlocks(function, arrays, differentiable, device, inputs)
     return BoundRun(function, {n: np.ascontiguousarray(array) for n, array in arrays.items()}, differentiable, device)
@@ -120,7 +103,11 @@ class _StagedBlocks(BoundRun):
 
 
 def _reduce_mask(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    geometry: dict[str, Any] = {**_window(inputs), "tol": float(inputs["tol"]), "avgpool": bool(inputs["avgpool"])}
+    geometry: dict[str, Any] = {
+        **problem_arrays.window(inputs),
+        "tol": float(inputs["tol"]),
+        "avgpool": bool(inputs["avgpool"]),
+    }
     words: dict[str, Any] = {"on_empty": str(inputs["on_empty"])}
     bcount = inputs["bcount"].tolist()
 
@@ -133,7 +120,11 @@ def _reduce_mask(inputs: Arrays, device: torch.device, options: dict[str, Any]) 
 
 
 def _pixel_index(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    geometry: dict[str, Any] = {"ksize": inputs["ksize"].tolist(), **_steps(inputs), "tol": float(inputs["tol"])}
+    geometry: dict[str, Any] = {
+        "ksize": inputs["ksize"].tolist(),
+        **problem_arrays.steps(inputs),
+        "tol": float(inputs["tol"]),
+    }
 
     def run(tensors: Tensors) -> Tensors:
         index = torch_ops.pixel_index(tensors["mask"], **geometry, **options)
@@ -143,12 +134,12 @@ def _pixel_index(inputs: Arrays, device: torch.device, options: dict[str, Any]) 
 
 
 def _gather(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    index, geometry = _index(inputs, device), {**_window(inputs), "transpose": bool(inputs["transpose"])}
+    index, geometry = _index(inputs, device), {**problem_arrays.window(inputs), "transpose": bool(inputs["transpose"])}
     return lambda tensors: {"blocks": torch_ops.sparse_gather(tensors["x"], index, **geometry, **options)}
 
 
 def _scatter(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    index, geometry = _index(inputs, device), _window(inputs)
+    index, geometry = _index(inputs, device), problem_arrays.window(inputs)
     flags: dict[str, Any] = {name: bool(inputs[name]) for name in ("add", "atomic", "transpose")}
 
     target = options.pop("out", None)
@@ -163,7 +154,7 @@ def _scatter(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> F
 
 
 def _convolution(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    steps, index = _steps(inputs), _index(inputs, device)
+    steps, index = problem_arrays.steps(inputs), _index(inputs, device)
     words = (steps["strides"], steps["padding"], str(inputs["coverage"]))
     params = block_params(inputs["x"].shape, inputs["bsize"].tolist(), inputs["w"].shape, *words)
 
@@ -175,11 +166,8 @@ def _convolution(inputs: Arrays, device: torch.device, options: dict[str, Any]) 
 
 
 def _masked(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    steps, shape, ksize = _steps(inputs), inputs["x"].shape, inputs["w"].shape[:2]
-    height, width = (
-        out_extent(n, k, s, steps["padding"]) for n, k, s in zip(shape[1:3], ksize, steps["strides"], strict=True)
-    )
-    pixels = _listing(inputs, (shape[0], height, width), device, options)
+    steps = problem_arrays.steps(inputs)
+    pixels = _listing(inputs, problem_arrays.grid(inputs), device, options)
 
     def run(tensors: Tensors) -> Tensors:
         rest = {**steps, **_rest(inputs, tensors)}
@@ -263,21 +251,12 @@ _FUNCTIONS: dict[str, Callable[[Arrays, torch.device, dict[str, Any]], Function]
 }
 
 
-def _window(inputs: Arrays) -> dict[str, Any]:
-    return {name: inputs[name].tolist() for name in ("bsize", "bstride", "boffset")}
-
-
-def _steps(inputs: Arrays) -> dict[str, Any]:
-    return {"strides": inputs["strides"].tolist(), "padding": str(inputs["padding"])}
-
-
 def _rest(inputs: Arrays, tensors: Tensors) -> dict[str, Any]:
     """Base, bias and activation of a convolution."""
-    activation = str(inputs["activation"])
     return {
         "base": tensors.get("base", "zeros"),
         "bias": tensors.get("bias"),
-        "activation": None if activation == "none" else activation,
+        "activation": problem_arrays.activation(inputs),
     }
 
 
@@ -297,17 +276,6 @@ def _listing(
     pixels = np.ascontiguousarray(inputs["pixels"], np.int32)
     listed = PixelIndex(_upload(pixels, device), _upload(np.array([len(pixels)], np.int32), device), grid)
     return lambda: listed
-
-
-def base_of(inputs: Arrays, dtype: str, operation: str) -> np.ndarray:
-    """What an operation gives where nothing is written: a new array [N, Hout, Wout, K]."""
-    name = {"masked_residual": "x", "residual": "x", "scatter": "ybase"}.get(operation, "base")
-    if name in inputs:
-        return inputs[name].astype(dtype)
-    strides, padding, w = inputs["strides"].tolist(), str(inputs["padding"]), inputs["w"].shape
-    shape = inputs["x"].shape
-    grid = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], w[:2], strides, strict=True))
-    return np.zeros((shape[0], *grid, w[3]), dtype)
 
 
 def _sites(inputs: Arrays, device: torch.device) -> torch_sites.Sites:
