@@ -69,11 +69,7 @@ def prepare(
 
 
 def _reduce_mask(inputs: Arrays, options: Options) -> Function:
-    numbers: Options = {
-        **problem_arrays.window(inputs),
-        "tol": float(inputs["tol"]),
-        "avgpool": bool(inputs["avgpool"]),
-    }
+    numbers: Options = {**problem_arrays.window(inputs), **problem_arrays.threshold(inputs)}
     on_empty, bcount = str(inputs["on_empty"]), inputs["bcount"].tolist()
 
     def run(tensors: Tensors) -> Tensors:

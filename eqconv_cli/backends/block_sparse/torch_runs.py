@@ -76,7 +76,7 @@ class _StagedBlocks(BoundRun):
         words = (self._strides, str(inputs["padding"]), str(inputs["coverage"]))
         self._params = block_params(inputs["x"].shape, inputs["bsize"].tolist(), inputs["w"].shape, *words)
         self._mask = _upload(inputs["mask"].astype(np.float32), self._device)
-        self._threshold: dict[str, Any] = {"tol": float(inputs["tol"]), "avgpool": bool(inputs["avgpool"])}
+        self._threshold = problem_arrays.threshold(inputs)
 
     def stages(self) -> Mapping[str, float]:
         """Seconds of the four steps."""
@@ -103,11 +103,7 @@ class _StagedBlocks(BoundRun):
 
 
 def _reduce_mask(inputs: Arrays, device: torch.device, options: dict[str, Any]) -> Function:
-    geometry: dict[str, Any] = {
-        **problem_arrays.window(inputs),
-        "tol": float(inputs["tol"]),
-        "avgpool": bool(inputs["avgpool"]),
-    }
+    geometry: dict[str, Any] = {**problem_arrays.window(inputs), **problem_arrays.threshold(inputs)}
     words: dict[str, Any] = {"on_empty": str(inputs["on_empty"])}
     bcount = inputs["bcount"].tolist()
 
