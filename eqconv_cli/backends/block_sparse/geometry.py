@@ -117,6 +117,14 @@ def out_extent(n: int, k: int, s: int, padding: str) -> int:
     return -(-n // s) if padding == "SAME" else max(0, -(-(n - k + 1) // s))
 
 
+def output_grid(
+    shape: Sequence[int], ksize: Sequence[int], strides: Sequence[int], padding: str
+) -> tuple[int, int, int]:
+    """(N, Hout, Wout) of a convolution of an image [N, H, W, ...]."""
+    height, width = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], ksize, strides, strict=True))
+    return shape[0], height, width
+
+
 def paddings(n: int, k: int, s: int, padding: str) -> Pair:
     """Zeros in front of and behind an axis of extent ``n``; what is odd goes behind."""
     if padding == "VALID":

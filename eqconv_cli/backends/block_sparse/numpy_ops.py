@@ -19,7 +19,7 @@ from eqconv_cli.backends.block_sparse.geometry import (
     Pair,
     check_padding,
     kernel_pair,
-    out_extent,
+    output_grid,
     paddings,
     pair,
     strides_pair,
@@ -410,9 +410,9 @@ def counted_pixels(pixels: Ints, grid: tuple[int, int, int]) -> PixelIndex:
 
 def out_grid(shape: Sequence[int], ksize: Pair, strides: Pair, padding: str) -> tuple[int, int, int]:
     """(N, Hout, Wout) of a convolution of an image [N, H, W, ...]; raises ValueError for 2^31 pixels or more."""
-    height, width = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], ksize, strides, strict=True))
-    arguments.check_positions(shape[0] * height * width)
-    return shape[0], height, width
+    grid = output_grid(shape, ksize, strides, padding)
+    arguments.check_positions(grid[0] * grid[1] * grid[2])
+    return grid
 
 
 def _check_array(name: str, array: object) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from eqconv_cli.backends.block_sparse import cost_model
-from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain, out_extent
+from eqconv_cli.backends.block_sparse.geometry import block_params, block_params_chain
 from eqconv_cli.backends.block_sparse.invariants import CHECKS
+from eqconv_cli.backends.block_sparse.problem_arrays import grid
 from eqconv_cli.backends.block_sparse.site_patterns import Rulebook, make_pattern
 from eqconv_cli.catalog import Arrays, Cost, Operation
 from eqconv_cli.kernels.doors import missing_kernels
@@ -41,15 +42,7 @@ def _operation(name: str, title: str, formula: str, value: str, baseline: str, *
 def _masked_sizes(inputs: Arrays) -> tuple[int, int]:
     """Output pixels that are wanted, and all."""
     pixels = len(inputs["pixels"]) if "pixels" in inputs else _tile_pixels(inputs)
-    return pixels, int(np.prod(_grid(inputs)))
-
-
-def _grid(inputs: Arrays) -> tuple[int, int, int]:
-    """(N, Hout, Wout)."""
-    strides, padding = inputs["strides"].tolist(), str(inputs["padding"])
-    sizes = zip(inputs["x"].shape[1:3], inputs["w"].shape[:2], strides, strict=True)
-    height, width = (out_extent(n, k, s, padding) for n, k, s in sizes)
-    return inputs["x"].shape[0], height, width
+    return pixels, int(np.prod(grid(inputs)))
 
 
 def _tile_pixels(inputs: Arrays) -> int:
@@ -308,9 +301,9 @@ def explain(inputs: Arrays) -> list[str]:
     """What version="auto" takes at pixels or on sites in each framework on the CPU, and why; else nothing."""
     choose: Callable[[str, bool], cost_model.Choice]
     if {"x", "w", "pixels"} <= inputs.keys():
-        grid, listed = _grid(inputs), inputs["pixels"]
-        tiles = cost_model.tiles_of(listed, grid)
-        pixels = cost_model.sizes(len(listed), tiles, int(np.prod(grid)), inputs["w"].shape)
+        outputs, listed = grid(inputs), inputs["pixels"]
+        tiles = cost_model.tiles_of(listed, outputs)
+        pixels = cost_model.sizes(len(listed), tiles, int(np.prod(outputs)), inputs["w"].shape)
         choose = partial(cost_model.choose, pixels)
     elif {"coords", "w"} <= inputs.keys():
         choose = partial(cost_model.choose_sites, _rulebook(inputs).sizes(bool(inputs.get("inverse"))))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eqconv_cli.backends.block_sparse.geometry import out_extent
+from eqconv_cli.backends.block_sparse.geometry import output_grid
 from eqconv_cli.catalog import Arrays
 
 _UNIT = ("w1", "w2", "w3", "bn1", "bn2", "bn3", "w_project")
@@ -55,10 +55,7 @@ def activation(inputs: Arrays) -> str | None:
 
 def grid(inputs: Arrays) -> tuple[int, int, int]:
     """(N, Hout, Wout) of a convolution."""
-    shape, strides, padding = inputs["x"].shape, inputs["strides"].tolist(), str(inputs["padding"])
-    sizes = zip(shape[1:3], inputs["w"].shape[:2], strides, strict=True)
-    height, width = (out_extent(n, k, s, padding) for n, k, s in sizes)
-    return shape[0], height, width
+    return output_grid(inputs["x"].shape, inputs["w"].shape[:2], **steps(inputs))
 
 
 def base(inputs: Arrays, dtype: str, operation: str) -> np.ndarray:

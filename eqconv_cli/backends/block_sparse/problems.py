@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eqconv_cli.backends.block_sparse import masks
-from eqconv_cli.backends.block_sparse.geometry import Pair, block_params, block_params_chain, out_extent
+from eqconv_cli.backends.block_sparse.geometry import Pair, block_params, block_params_chain, output_grid
 from eqconv_cli.backends.block_sparse.numpy_ops import reduce_mask
 from eqconv_cli.backends.block_sparse.site_patterns import make_pattern
 from eqconv_cli.backends.block_sparse.voxels import voxels
@@ -160,8 +160,8 @@ def at_pixels(
 ) -> Arrays:
     """A convolution at the pixels of masks of these kinds, one image each, over a base that is nowhere 0."""
     rng = np.random.default_rng(seed)
-    grid = [out_extent(n, k, s, padding) for n, k, s in zip(size[1:], ksize, strides, strict=True)]
-    mask = mixed_masks(rng, grid[0], grid[1], kinds)
+    _, height, width = output_grid(size, ksize, strides, padding)
+    mask = mixed_masks(rng, height, width, kinds)
     return {
         "x": rng.normal(size=(*size, channels)),
         **layer(rng, ksize, channels, filters),

@@ -23,7 +23,7 @@ from eqconv_cli.backends.block_sparse.geometry import (
     Pair,
     check_padding,
     kernel_pair,
-    out_extent,
+    output_grid,
     paddings,
     pair,
     strides_pair,
@@ -299,10 +299,10 @@ def out_grid(shape: Sequence[int], ksize: Pair, strides: Pair, padding: str) -> 
     Raises:
         ValueError: the output has 2^31 pixels or more.
     """
-    height, width = (out_extent(n, k, s, padding) for n, k, s in zip(shape[1:3], ksize, strides, strict=True))
+    grid = output_grid(shape, ksize, strides, padding)
     top, left = (paddings(n, k, s, padding)[0] for n, k, s in zip(shape[1:3], ksize, strides, strict=True))
-    arguments.check_positions(shape[0] * height * width)
-    return (shape[0], height, width), (top, left)
+    arguments.check_positions(grid[0] * grid[1] * grid[2])
+    return grid, (top, left)
 
 
 # Compositions on checked arguments.
