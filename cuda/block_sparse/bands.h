@@ -26,10 +26,6 @@ EQC_INLINE Window window_of(const eqc_blocks& a, int64_t r) {
     return window;
 }
 
-EQC_INLINE int64_t listed_rows(const eqc_blocks& a) {
-    return a.count ? smaller(larger(*a.count, 0), a.rows) : a.rows;
-}
-
 /* Every thread works on its own rows of the images and passes the whole list, in order, so what a pixel gets never
  * depends on the bands. Pieces of the list that do not meet a band are passed over at once. */
 class Bands {
@@ -41,7 +37,8 @@ class Bands {
     /* body(first row, end, windows) for each band; windows(f) calls f(r, window), cut to the band, for those inside. */
     template <class Body>
     void run(int threads, int64_t height, const Body& body) const {
-        const int64_t rows = a_.images * a_.height, listed = listed_rows(a_), pieces = (listed + piece - 1) / piece;
+        const int64_t rows = a_.images * a_.height, listed = number_listed(a_.count, a_.rows);
+        const int64_t pieces = (listed + piece - 1) / piece;
         const int64_t bands = (rows + height - 1) / height;
         if (bands > 1)
             parallel_for(threads, (pieces + 63) / 64, [&](int64_t item, int) { measure(64 * item, listed); });

@@ -103,7 +103,7 @@ EQC_OPERATION(block_pixels, eqc_blocks)
  *     dilation_height, ...) of the input [images, height, width], missing outside of it; or from
  *   - the table form: table[i, t] is the row of x for entry i of the list, -1 where there is none. Within one tap no
  *     row of x is named twice.
- * No site is listed twice.
+ * No site is listed twice. For a list with a position that y does not have the cpu answers EQC_BAD_ARGUMENT.
  *
  * site_backward gives dx (all of it, 0 where no site reads), dw and db of <dy, y>; of dy only the listed sites are
  * read. */
@@ -208,7 +208,7 @@ EQC_OPERATION(site_table, eqc_neighbours)
  *   h2 = relu(scale2 * h1 + shift2),  h1 = w1^T a,  a = relu(scale1 * x + shift1), or x when scale1 is NULL.
  *
  * Rows of y that are not in the list are left alone. Outside the image h2 is 0 or, with EQC_BS_ORIGINAL, what x = 0
- * gives. y is not x. No pixel is listed twice. */
+ * gives. y is not x. No pixel is listed twice; on the cpu one that there is not gives EQC_BAD_ARGUMENT. */
 typedef struct eqc_residual {
     int64_t images;
     int64_t height;

@@ -136,7 +136,7 @@ struct Gather {
 
     void run() {
         if (owned) find_owners();
-        const int64_t listed = listed_rows(a), group = grouped(size * int64_t(sizeof(T)), 65536);
+        const int64_t listed = number_listed(a.count, a.rows), group = grouped(size * int64_t(sizeof(T)), 65536);
         parallel_for(threads, (a.rows + group - 1) / group, [&](int64_t item, int) {
             for (int64_t r = item * group; r < smaller(a.rows, (item + 1) * group); ++r) {
                 T* block = static_cast<T*>(a.blocks) + r * size;

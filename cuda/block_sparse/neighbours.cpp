@@ -78,10 +78,6 @@ struct Geometry {
     }
 };
 
-EQC_INLINE int64_t listed(const int32_t* count, int64_t capacity) {
-    return count ? smaller(larger(*count, 0), capacity) : capacity;
-}
-
 /* Whether memory for all cells is worth it for so many look-ups. */
 EQC_INLINE bool moderate(int64_t cells, int64_t most, int64_t lookups) {
     return cells <= most && cells / 8 <= 8192 + lookups;
@@ -120,7 +116,7 @@ struct Table {
             }
             offset[tap] = Offset(distance);
         }
-        const int64_t used = listed(a.out_count, a.out_rows), group = grouped(g.taps, 8192);
+        const int64_t used = number_listed(a.out_count, a.out_rows), group = grouped(g.taps, 8192);
         parallel_for(threads, (a.out_rows + group - 1) / group, [&](int64_t item, int) {
             const int64_t end = smaller(a.out_rows, (item + 1) * group);
             int64_t i = item * group;
@@ -132,7 +128,7 @@ struct Table {
     void insert_rows() const {
         constexpr int64_t piece = 4096;
         map.clear(threads);
-        const int64_t rows = listed(a.count, a.rows);
+        const int64_t rows = number_listed(a.count, a.rows);
         parallel_for(threads, (rows + piece - 1) / piece, [&](int64_t item, int) {
             for (int64_t i = item * piece; i < smaller(rows, (item + 1) * piece); ++i) {
                 const int32_t* row = a.coords + i * (1 + axes);
@@ -245,7 +241,7 @@ inline void for_reached(const eqc_neighbours& a, const Geometry& g, const Grid<a
     constexpr int64_t piece = 1024;
     const Grid<axes> in(a.batch, g.in);
     const Reach reach[most_axes] = {{g, 0}, {g, axes > 1 ? 1 : 0}, {g, axes > 2 ? 2 : 0}, {g, axes > 3 ? 3 : 0}};
-    const int64_t rows = listed(a.count, a.rows);
+    const int64_t rows = number_listed(a.count, a.rows);
     parallel_for(threads, (rows + piece - 1) / piece, [&](int64_t item, int) {
         for (int64_t i = item * piece; i < smaller(rows, (item + 1) * piece); ++i) {
             const int32_t* row = a.coords + i * (1 + axes);

@@ -72,7 +72,7 @@ struct Residual {
     }
 
     void run() {
-        const int64_t count = !a.count ? a.sites : *a.count < 0 ? 0 : smaller(*a.count, a.sites);
+        const int64_t count = number_listed(a.count, a.sites);
         if (count == 0 || C == 0) return;
         first.pack(scale(C, a.w1, a.scale2), false, array(a.shift2));
         second.pack(scale(9 * M, a.w2, a.scale3), false, array(a.shift3));
@@ -170,6 +170,7 @@ int residual(const Arguments* a, void* workspace) {
     if ((all && (!a->x || !a->y || a->y == a->x || (a->scale1 && !a->shift1))) ||
         (inner && (!a->w1 || !a->scale2 || !a->shift2 || !a->w2 || !a->scale3 || !a->shift3 || !a->w3)))
         return EQC_BAD_ARGUMENT;
+    if (!within(a->site, number_listed(a->count, a->sites), a->images * a->height * a->width)) return EQC_BAD_ARGUMENT;
     Residual<T>(*a, workspace).run();
     return EQC_OK;
 }

@@ -25,8 +25,6 @@ bool axis_fits(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t 
     return fits(strides) && fits(reach) && fits(strides + reach) && fits(in + pad + reach);
 }
 
-bool fits_product(int64_t a, int64_t b, int64_t c) { return a == 0 || b == 0 || (fits(a * b) && fits(a * b * c)); }
-
 bool wrong(const Arguments* a) {
     if (!a || a->taps < 1 || a->threads < 0 || a->sites > a->out_rows || a->out_rows >= INT32_MAX) return true;
     if (!fits(a->sites) || !fits(a->taps) || !fits(a->in_rows) || !fits(a->channels) || !fits(a->filters)) return true;
@@ -38,22 +36,22 @@ bool wrong(const Arguments* a) {
     if (!axis_fits(a->height, a->out_height, a->kernel_height, a->stride_height, a->pad_height, a->dilation_height) ||
         !axis_fits(a->width, a->out_width, a->kernel_width, a->stride_width, a->pad_width, a->dilation_width))
         return true;
-    if (!fits(a->images) || !fits_product(a->images, a->height, a->width) ||
-        !fits_product(a->images, a->out_height, a->out_width))
+    if (too_many(largest_position, a->images, a->height, a->width) ||
+        too_many(largest_position, a->images, a->out_height, a->out_width))
         return true;
     return a->kernel_height * a->kernel_width != a->taps || a->images * a->height * a->width != a->in_rows ||
            a->images * a->out_height * a->out_width != a->out_rows || (a->sites > 0 && !a->site);
+}
+
+/* Reads the list; cheap beside what is done with it. */
+bool wrong_list(const Arguments* a) {
+    return a->site && !within(a->site, number_listed(a->count, a->sites), a->out_rows);
 }
 
 Geometry geometry(const Arguments& a) {
     return {int32_t(a.height),        int32_t(a.width),        int32_t(a.out_height),      int32_t(a.out_width),
             int32_t(a.kernel_height), int32_t(a.kernel_width), int32_t(a.stride_height),   int32_t(a.stride_width),
             int32_t(a.pad_height),    int32_t(a.pad_width),    int32_t(a.dilation_height), int32_t(a.dilation_width)};
-}
-
-int64_t listed(const Arguments& a) {
-    if (!a.count) return a.sites;
-    return *a.count < 0 ? 0 : smaller(*a.count, a.sites);
 }
 
 /* The output coordinates whose tap `reach` away is at these places, -1 where there is none. */
@@ -131,7 +129,7 @@ struct Forward {
           product(a.taps, a.channels, a.filters, a.table ? most_tile : 96, arena, threads) {}
 
     void run() {
-        const int64_t count = listed(a);
+        const int64_t count = number_listed(a.count, a.sites);
         if (count == 0 || a.filters == 0) return;
         product.pack(static_cast<const T*>(a.w), false, static_cast<const T*>(a.bias));
         const int64_t tile = product.tile_sites(count);
@@ -184,7 +182,7 @@ struct Backward {
           g_rows(relu ? nullptr : a.site) {}
 
     void run() {
-        const int64_t count = listed(a);
+        const int64_t count = number_listed(a.count, a.sites);
         if (relu) mask(count);
         if (a.dx) {
             product.pack(static_cast<const T*>(a.w), true, nullptr);
@@ -301,7 +299,7 @@ size_t backward_workspace(const Arguments* a) {
 }
 template <class T>
 int forward(const Arguments* a, void* workspace) {
-    if (wrong(a) || !workspace || lacks(a, a->y, a->filters)) return EQC_BAD_ARGUMENT;
+    if (wrong(a) || !workspace || lacks(a, a->y, a->filters) || wrong_list(a)) return EQC_BAD_ARGUMENT;
     const int64_t terms = a->channels * a->filters;
     if (lacks(a, a->w, terms) || (a->in_rows > 0 && lacks(a, a->x, terms))) return EQC_BAD_ARGUMENT;
     Forward<T>(*a, workspace).run();
@@ -309,7 +307,7 @@ int forward(const Arguments* a, void* workspace) {
 }
 template <class T>
 int backward(const Arguments* a, void* workspace) {
-    if (wrong(a) || !workspace || lacks(a, a->dy, a->filters)) return EQC_BAD_ARGUMENT;
+    if (wrong(a) || !workspace || lacks(a, a->dy, a->filters) || wrong_list(a)) return EQC_BAD_ARGUMENT;
     if ((a->flags & EQC_BS_RELU) && lacks(a, a->y, a->filters)) return EQC_BAD_ARGUMENT;
     const int64_t terms = a->channels * a->filters;
     if ((a->dx && lacks(a, a->w, terms)) || (a->dw && a->in_rows > 0 && lacks(a, a->x, terms))) return EQC_BAD_ARGUMENT;

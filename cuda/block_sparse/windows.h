@@ -1,4 +1,4 @@
-/* Windows over images, and checks of sizes, that the operations on masks and blocks share on the CPU. */
+/* Windows over images, lists, and checks of sizes, that the operations of this family share on the CPU. */
 #ifndef EQC_BLOCK_SPARSE_WINDOWS_H
 #define EQC_BLOCK_SPARSE_WINDOWS_H
 
@@ -22,6 +22,18 @@ inline bool too_many(int64_t most, Sizes... sizes) {
     for (int64_t size : {int64_t(sizes)...})
         if (size < 0 || __builtin_mul_overflow(product, larger(size, 1), &product) || product > most) return true;
     return false;
+}
+
+/* How many entries count of a list with room for `capacity`; count: [1] or NULL. */
+EQC_INLINE int64_t number_listed(const int32_t* count, int64_t capacity) {
+    return count ? smaller(larger(*count, 0), capacity) : capacity;
+}
+
+/* Whether all positions are in [0, rows). */
+EQC_INLINE bool within(const int32_t* positions, int64_t count, int64_t rows) {
+    uint32_t most = 0;
+    for (int64_t i = 0; i < count; ++i) most = uint32_t(positions[i]) > most ? uint32_t(positions[i]) : most;
+    return count == 0 || most < rows;
 }
 
 /* The part [begin, end) of a window along one axis that is inside the image, and how much of it is before that. */

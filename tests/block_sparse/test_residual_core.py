@@ -181,6 +181,15 @@ def test_impossible(fields):
         kernels.core("cpu").call("residual_forward", "float32", {**problem(5, 6, 4), **fields})
 
 
+@pytest.mark.parametrize("position", [-1, "pixels"])
+def test_a_pixel_that_is_not_there(position):
+    f = problem(5, 6, 4)
+    wrong = f["images"] * f["height"] * f["width"] if position == "pixels" else position
+    site = np.append(f["site"][:-1], wrong).astype(np.int32)
+    with pytest.raises(EqconvError, match="missing or a size is impossible"):
+        kernels.core("cpu").call("residual_forward", "float32", {**f, "site": site})
+
+
 def test_in_place():
     f = problem(6, 6, 4)
     with pytest.raises(EqconvError, match="missing or a size is impossible"):

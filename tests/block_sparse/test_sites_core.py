@@ -362,11 +362,15 @@ def test_neighbouring_poison_stays_out():
         {"w": None},
         {"y": None},
         {"site": None},
+        {"site": -1},
+        {"site": 2**31 - 1},
     ],
     ids=str,
 )
 def test_impossible(fields):
     f = image_form(10, 4, 4)
+    if isinstance(fields.get("site"), int):
+        fields = {"site": np.append(f["site"][:-1], fields["site"]).astype(np.int32)}
     with pytest.raises(EqconvError, match="missing or a size is impossible"):
         kernels.core("cpu").call("site_forward", "float32", {**f, **fields})
     made = {"dx": np.empty_like(f["x"]), "dw": np.empty_like(f["w"]), "dy": np.zeros_like(f["y"])}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +181,43 @@ def test_gradcheck(version):
 
 
 # Arguments.
+
+
+@pytest.mark.parametrize("version", ["matmul", FUSED])
+def test_a_list_that_changed_is_looked_at_again(version):
+    x, w = torch.randn(1, 4, 5, 2), torch.randn(3, 3, 2, 2)
+    pixels = PixelIndex(torch.tensor([1, 7, 19], dtype=torch.int32), torch.tensor([3]), (1, 4, 5))
+    whole = dense_conv2d(x, w).reshape(-1, 2)
+
+    def check(*listed):
+        made = masked_conv2d(x, w, pixels, version=version).reshape(-1, 2)
+        assert made.any(1).nonzero().squeeze(1).tolist() == list(listed)
+        torch.testing.assert_close(made[list(listed)], whole[list(listed)])
+
+    check(1, 7, 19)
+    check(1, 7, 19)
+    pixels.pixels[1] = 8
+    check(1, 8, 19)
+    pixels.count[0] = 2
+    check(1, 8)
+    pixels.pixels[0] = -1
+    with pytest.raises(IndexError, match="positions from -1 to 8"):
+        masked_conv2d(x, w, pixels, version=version)
+    pixels.pixels[0] = 0
+    with pytest.raises(ValueError, match="pixels is a list for an output"):
+        masked_conv2d(x, w, pixels._replace(grid=(1, 5, 4)), version=version)
+    with pytest.raises(IndexError, match="positions from 0 to 8"):
+        masked_conv2d(x[:, :1], w, pixels._replace(grid=(1, 1, 5)), version=version)
+
+
+def test_a_list_that_was_looked_at_is_not_kept():
+    positions = torch.tensor([1, 7, 0], dtype=torch.int32)
+    masked_conv2d(X, W, PixelIndex(positions, torch.tensor([2]), (1, 6, 6)))
+    alive = weakref.ref(positions)
+    del positions
+    gc.collect()
+    assert alive() is None
+
 
 X, W = torch.zeros(1, 6, 6, 3), torch.zeros(3, 3, 3, 4)
 PIXELS = PixelIndex(torch.tensor([0]), torch.tensor([1]), (1, 6, 6))

@@ -10,7 +10,7 @@ from eqconv_cli import kernels
 from eqconv_cli.backends.block_sparse import torch_fused
 from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.errors import Unavailable
-from eqconv_cli.kernels import doors
+from eqconv_cli.kernels import doors, torch_doors
 from eqconv_cli.torch import (
     BatchNorm,
     BlockIndex,
@@ -289,8 +289,8 @@ def test_what_is_written_may_not_be_read():
 
 
 def test_a_device_without_kernels_is_named():
-    assert "of type meta" in torch_fused.missing(Fused(), "meta")[0]
-    assert "computes on tensors of the cpu" in torch_fused.missing(Fused(core="emulated"), "cuda")[0]
+    assert "of type meta" in torch_doors.missing_operators(Fused(), "meta")[0]
+    assert "computes on tensors of the cpu" in torch_doors.missing_operators(Fused(core="emulated"), "cuda")[0]
 
 
 def test_without_kernels_auto_takes_another_version(monkeypatch):

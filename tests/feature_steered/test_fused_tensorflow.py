@@ -15,7 +15,7 @@ from eqconv_cli.backends.feature_steered.reference import reference_gradients
 from eqconv_cli.backends.feature_steered.tensorflow_runs import prepare
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import build_symbolic_pattern
 from eqconv_cli.errors import Unavailable
-from eqconv_cli.kernels import doors
+from eqconv_cli.kernels import doors, tensorflow_doors
 from eqconv_cli.tensorflow import (
     Coo,
     FeaStConv,
@@ -124,7 +124,7 @@ def test_the_number_of_threads_and_a_second_run_change_no_bit(problem):
 def test_only_wanted_gradients_are_computed(wanted, monkeypatch):
     inputs, _, g, gradients = instance("sorted", "float64")
     asked = []
-    module = tensorflow_fused._library()[0]
+    module = tensorflow_doors.library()
     backward = module.eqconv_feature_steered_backward
 
     def spy(*arguments, **attributes):
@@ -346,7 +346,7 @@ def operands(inputs):
     ids=lambda value: "" if isinstance(value, str) else ",".join(value),
 )
 def test_the_operator_checks_its_arguments(changes, message):
-    forward = tensorflow_fused._operators("cpu").eqconv_feature_steered_forward
+    forward = tensorflow_doors.operators("cpu").eqconv_feature_steered_forward
     arguments = operands(small())
     forward(**arguments)
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match=message):

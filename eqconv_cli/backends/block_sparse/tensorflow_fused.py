@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import tensorflow as tf
@@ -14,12 +13,11 @@ from eqconv_cli.backends.block_sparse.options import Flag, Fused
 from eqconv_cli.backends.block_sparse.tensorflow_inputs import Frame, Listed, on_host
 from eqconv_cli.backends.block_sparse.tensorflow_neighbours import replaced
 from eqconv_cli.frameworks.tensorflow_tensors import Extent
-from eqconv_cli.kernels.doors import open_core, operators_path
-from eqconv_cli.kernels.tensorflow_doors import place_of
+from eqconv_cli.kernels.tensorflow_doors import gradient_of, library, operators, place_of
 
 SECOND_ORDER = "version='fused' has first derivatives only: take another version for derivatives of gradients"
 
-_WITHOUT_GRADIENT = (
+for _name in (
     "MaskBlocks",
     "MaskPixels",
     "BlockPixels",
@@ -27,40 +25,12 @@ _WITHOUT_GRADIENT = (
     "SiteForwardVar",
     "SiteOutputs",
     "SiteTable",
-)
+):
+    tf.no_gradient(f"Eqconv{_name}")
+gradient_of("EqconvResidualForward")(tensorflow_residual_backward.gradient)
 
 #: Bits of ``wanted`` of site_backward.
 _DX, _DW, _DB = 1, 2, 4
-
-
-@cache
-def operators(place: str) -> Any:
-    """The operators, with the core of a place behind them.
-
-    Raises:
-        Unavailable: the operators or the core are not built, or do not load.
-    """
-    module, path = _library()
-    open_core(path, place)
-    return module
-
-
-@cache
-def _library() -> tuple[Any, str]:
-    """The operators as TensorFlow's module, with their gradients registered, and the path of their library."""
-    path = operators_path("tensorflow", "TensorFlow")
-    module = tf.load_op_library(path)
-    for name, gradient in (
-        ("EqconvBlockGather", _gather_gradient),
-        ("EqconvBlockScatter", _scatter_gradient),
-        ("EqconvSiteForward", _site_gradient),
-        ("EqconvSiteBackward", _refuse_second_order),
-        ("EqconvResidualForward", tensorflow_residual_backward.gradient),
-    ):
-        tf.RegisterGradient(name)(gradient)
-    for name in _WITHOUT_GRADIENT:
-        tf.no_gradient(f"Eqconv{name}")
-    return module, path
 
 
 def _call(operation: str, settings: Fused, like: tf.Tensor, *inputs: Any, flags: int = 0, **attributes: Any) -> Any:
@@ -143,20 +113,22 @@ def _attributes(op: Any) -> dict[str, Any]:
     return {"threads": op.get_attr("threads"), "core": core.decode() if isinstance(core, bytes) else core}
 
 
+@gradient_of("EqconvBlockGather")
 def _gather_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     x, index, count, window = op.inputs
     flags = op.get_attr("flags")
     # Overlapping windows add up, but for those that were 0 where a later row covers, too.
     flags = flags - Flag.OWNED if flags & Flag.OWNED else flags + Flag.ADD
-    dx = _library()[0].eqconv_block_scatter(
+    dx = library().eqconv_block_scatter(
         dy, index, count, dy[:0], _size_of(x), window, zeros=True, flags=flags, **_attributes(op)
     )
     return [dx, None, None, None]
 
 
+@gradient_of("EqconvBlockScatter")
 def _scatter_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     stack, index, count, _, size, window = op.inputs
-    flags, module = op.get_attr("flags"), _library()[0]
+    flags, module = op.get_attr("flags"), library()
     adds, blank, zeros = flags & Flag.ADD, op.get_attr("blank"), op.get_attr("zeros")
     flags -= adds
     dstack = dbase = None
@@ -258,6 +230,7 @@ def _sites(
     )
 
 
+@gradient_of("EqconvSiteForward")
 def _site_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     x, w, _, _, site, count, table, numbers = op.inputs
     tabled, biased, based = (op.get_attr(name) for name in ("tabled", "biased", "based"))
@@ -266,7 +239,7 @@ def _site_gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     needed = [0 not in skipped, 1 not in skipped, biased and 2 not in skipped, based and 3 not in skipped]
     # The table form has no list of sites: the tensor in its place is the inverse table.
     inverted = tabled and site.shape.rank == 2
-    dx, dw, db = _library()[0].eqconv_site_backward(
+    dx, dw, db = library().eqconv_site_backward(
         dy,
         op.outputs[0],
         x,
@@ -293,6 +266,7 @@ def _off_the_list(dy: tf.Tensor, site: tf.Tensor, count: tf.Tensor) -> tf.Tensor
     return replaced(dy, listed, tf.zeros([tf.size(listed), tf.shape(dy)[-1]], dy.dtype))
 
 
+@gradient_of("EqconvSiteBackward")
 def _refuse_second_order(op: Any, *cotangents: tf.Tensor) -> list[tf.Tensor | None]:
     raise NotImplementedError(SECOND_ORDER)
 

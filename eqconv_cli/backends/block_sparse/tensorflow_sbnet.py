@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from eqconv_cli.backends.block_sparse import tensorflow_fused
+from eqconv_cli.kernels import tensorflow_doors
 from eqconv_cli.kernels.doors import missing_kernels
 
 _GEOMETRY = ("bsize", "bstride", "boffset")
@@ -28,9 +28,9 @@ def sbnet_module() -> SbnetModule:
     Raises:
         Unavailable: the kernels are not built.
     """
-    module = tensorflow_fused.operators("cpu")
+    module = tensorflow_doors.operators("cpu")
     if tf.config.list_logical_devices("GPU") and not missing_kernels("cuda"):
-        tensorflow_fused.operators("cuda")
+        tensorflow_doors.operators("cuda")
     _register(module)
     return SbnetModule(module)
 

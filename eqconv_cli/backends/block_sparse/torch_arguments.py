@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from eqconv_cli.backends.block_sparse import arguments
 from eqconv_cli.backends.block_sparse.index import BlockIndex, PixelIndex
 
 W_LAYOUTS = ("HWIO", "OIHW")
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Rows(NamedTuple):
@@ -45,10 +49,11 @@ def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> Non
 
 def widened(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors, under autocast with those of half precision as float32: there is no kernel for less."""
+    if not any(t is not None and t.dtype in _HALVES for t in tensors):
+        return tensors
     if not torch.is_autocast_enabled(next(t for t in tensors if t is not None).device.type):
         return tensors
-    halves = (torch.float16, torch.bfloat16)
-    return tuple(t.float() if t is not None and t.dtype in halves else t for t in tensors)
+    return tuple(t.float() if t is not None and t.dtype in _HALVES else t for t in tensors)
 
 
 def block_rows(index: BlockIndex, images: int, device: torch.device) -> Rows:
@@ -77,22 +82,55 @@ def pixel_rows(pixels: PixelIndex, grid: tuple[int, int, int], device: torch.dev
         ValueError: the list is not one-dimensional, or was made for another output.
         IndexError: a position is out of range, or more count than there are.
     """
-    positions, count = torch.as_tensor(pixels.pixels), torch.as_tensor(pixels.count)
+    positions, count, _ = pixels
+    if not (isinstance(positions, Tensor) and isinstance(count, Tensor)):
+        positions, count = torch.as_tensor(positions), torch.as_tensor(count)
+    rows, whole = _looked_at(positions, count, pixels.grid, grid)
+    return Rows(_int32(rows, device), _int32(count, device), whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedAt:
+    """What was found when a list of pixels was looked at, and of what."""
+
+    count: Tensor
+    versions: tuple[int, int]
+    grid: tuple[int, int, int]
+    number: int
+
+
+#: Lists of pixels that were looked at and found right: a network takes the same one in layer after layer.
+_LOOKED_AT = WeakTensorKeyDictionary()
+
+
+def _looked_at(positions: Tensor, count: Tensor, made_for: Any, grid: tuple[int, int, int]) -> tuple[Tensor, bool]:
+    """The positions that count, as of :func:`_counted`, checked."""
+    if not (_readable(positions) and _readable(count)) or positions.is_inference() or count.is_inference():
+        return _checked_pixels(positions, count, made_for, grid)
+    seen, versions = _LOOKED_AT.get(positions), (positions._version, count._version)
+    if seen is None or seen.count is not count or seen.versions != versions or not seen.grid == grid == made_for:
+        rows, _ = _checked_pixels(positions, count, made_for, grid)
+        # Not the rows: as a view they would keep the list alive.
+        _LOOKED_AT[positions] = seen = _LookedAt(count, versions, grid, len(rows))
+    return positions if seen.number == len(positions) else positions[: seen.number], True
+
+
+def _checked_pixels(positions: Tensor, count: Tensor, made_for: Any, grid: tuple[int, int, int]) -> tuple[Tensor, bool]:
     if not dtype_name(positions).startswith("int"):
         raise TypeError(f"pixels has dtype {dtype_name(positions)}: an integer dtype is needed")
     if positions.dim() != 1 or tuple(count.shape) != (1,):
         shapes = f"{arguments.text(positions.shape)} and {arguments.text(count.shape)}"
         raise ValueError(f"pixels and count have shapes {shapes}: expected [P] and [1]")
-    if tuple(pixels.grid) != grid:
-        raise ValueError(f"pixels is a list for an output of (N, H, W) = {tuple(pixels.grid)}: this one is {grid}")
+    if tuple(made_for) != grid:
+        raise ValueError(f"pixels is a list for an output of (N, H, W) = {tuple(made_for)}: this one is {grid}")
     arguments.check_positions(grid[0] * grid[1] * grid[2])
-    positions, whole = _counted("count", count, "pixels", positions)
-    if len(positions) and _readable(positions):
-        low, high = (int(bound) for bound in torch.aminmax(positions))
+    rows, whole = _counted("count", count, "pixels", positions)
+    if len(rows) and _readable(rows):
+        low, high = (int(bound) for bound in torch.aminmax(rows))
         most = grid[0] * grid[1] * grid[2] - 1
         if low < 0 or high > most:
             raise IndexError(f"pixels has positions from {low} to {high}: allowed: 0 to {most}")
-    return Rows(positions.to(device, torch.int32), count.to(device, torch.int32), whole)
+    return rows, whole
 
 
 def _counted(count_name: str, count: Tensor, name: str, entries: Tensor) -> tuple[Tensor, bool]:
@@ -103,6 +141,12 @@ def _counted(count_name: str, count: Tensor, name: str, entries: Tensor) -> tupl
     if not 0 <= number <= len(entries):
         raise IndexError(f"{count_name} is {number} but {name} has {len(entries)} rows")
     return entries[:number], True
+
+
+def _int32(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there; one that is there already costs nothing."""
+    there = tensor.dtype is torch.int32 and tensor.device == device
+    return tensor if there else tensor.to(device, torch.int32)
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ TensorFlow's: for a stride above 1 it is not the same in front and behind, as Py
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -307,8 +308,8 @@ def masked_conv2d(
         IndexError: a position in host memory is out of range.
         Unavailable: version is "fused" and the kernels are not built.
     """
-    x, w, bias = widened(x, w, bias)
     call = _call(x, w, strides, padding, bias, activation, w_layout)
+    x = call.x
     start = _base(call, base, out)
     listed = pixel_rows(pixels, call.grid, x.device)
     how = torch_fused.version_on(version, PIXEL_COMPOSITIONS, x)
@@ -480,14 +481,26 @@ def _call(
     arguments.check_image("x", x.shape)
     check_like("w", w, "x", x)
     kernel = kernel_hwio(w, w_layout, x.shape[3])
-    check_padding(padding)
     arguments.check_choice("activation", activation, arguments.ACTIVATIONS)
-    step = strides_pair("strides", strides)
     if bias is not None:
         check_like("bias", bias, "x", x)
         arguments.check_vector("bias", bias.shape, kernel.shape[3])
-    grid, front = out_grid(x.shape, (kernel.shape[0], kernel.shape[1]), step, padding)
+    placed = _placed if torch.compiler.is_compiling() else _placed_before
+    step, grid, front = placed(x.shape, (kernel.shape[0], kernel.shape[1]), tuple(strides), padding)
     return Call(x, kernel, bias, activation == "relu", step, padding, grid, front)
+
+
+def _placed(
+    image: tuple[int, ...], ksize: tuple[int, int], strides: tuple[int, ...], padding: str
+) -> tuple[Pair, tuple[int, int, int], Pair]:
+    """The strides, (N, Hout, Wout) and the padding in front."""
+    check_padding(padding)
+    step = strides_pair("strides", strides)
+    return step, *out_grid(image, ksize, step, padding)
+
+
+#: A network convolves the same shapes again and again, and a small image takes no longer than to work this out.
+_placed_before = lru_cache(maxsize=4096)(_placed)
 
 
 def _base(call: Call, base: str | Tensor, out: Tensor | None) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from eqconv_cli.backends.block_sparse import torch_residual_backward
 from eqconv_cli.backends.block_sparse.arguments import Window
 from eqconv_cli.backends.block_sparse.options import Flag, Fused, kernels_or
-from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
+from eqconv_cli.kernels.torch_doors import constant, missing_operators, operator
 
 _SECOND_ORDER = "version='fused' has first derivatives only: take another version for derivatives of gradients"
 _NO_FORWARD_MODE = "version='fused' has no forward-mode derivative: take version='indexed', or reverse mode (backward)"
@@ -24,27 +24,10 @@ _TRANSPOSE, _ADD, _OWNED, _RELU = Flag.TRANSPOSE, Flag.ADD, Flag.OWNED, Flag.REL
 #: Bits of ``wanted`` of site_backward.
 _DX, _DW, _DB = 1, 2, 4
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def constant(function: F) -> F:
-    """A function that a compiler calls while it traces, to take the result for a constant."""
-    return cast(F, torch.compiler.assume_constant_result(function))
-
-
-@constant
-def missing(settings: Fused, device_type: str) -> list[str]:
-    """Why the compiled kernels cannot compute on such a device; empty when they can."""
-    if device_type not in ("cpu", "cuda"):
-        return [f"data is on a device of type {device_type}: the compiled kernels compute on cpu and cuda"]
-    if settings.core == "emulated" and device_type != "cpu":
-        return [f"the emulated device computes on tensors of the cpu, not of {device_type}"]
-    return list(missing_kernels("torch", settings.core or device_type))
-
 
 def version_on(version: str | Fused, compositions: Sequence[str], tensor: Tensor) -> Fused | str:
     """:func:`kernels_or` for the device of a tensor."""
-    return kernels_or(version, compositions, lambda settings: missing(settings, tensor.device.type))
+    return kernels_or(version, compositions, lambda settings: missing_operators(settings, tensor.device.type))
 
 
 # Lists: no gradients.
@@ -272,22 +255,10 @@ def _ready(place: str) -> bool:
 
 @cache
 def _operator(name: str, place: str) -> Any:
-    """An operator, with the core of a place behind it.
-
-    Raises:
-        Unavailable: the operators or the core are not built, or do not load.
-    """
-    open_core(_library(), place)
-    return getattr(torch.ops.eqconv, name).default
-
-
-@cache
-def _library() -> str:
-    """The path of the operators, which are loaded and registered."""
-    path = operators_path("torch", "PyTorch")
-    torch.ops.load_library(path)
+    """An operator that all of PyTorch knows, with the core of a place behind it; raises Unavailable."""
+    made = operator(name, place)
     _register()
-    return path
+    return made
 
 
 # Gradients, as the operators have them registered and as the quicker path records them.
@@ -489,6 +460,7 @@ _GRADIENTS: dict[str, Callable[..., tuple[Tensor | None, ...]]] = {
 # What PyTorch wants to know of an operator.
 
 
+@cache
 def _register() -> None:
     torch_residual_backward.define()
     fakes: dict[str, Callable[..., Any]] = {

@@ -267,7 +267,7 @@ def _listing(
     """The listed pixels: given, or found in the mask at every call where that is to be timed."""
     if inputs.get("include_reduce"):
         mask, tol = _upload(inputs["mask"].astype(np.float32), device), float(inputs["tol"])
-        version = options["version"] if isinstance(options["version"], Fused) else "auto"
+        version = options["version"] if isinstance(options["version"], Fused) else "indexed"
         return lambda: torch_ops.pixel_index(mask, tol=tol, version=version)
     pixels = np.ascontiguousarray(inputs["pixels"], np.int32)
     listed = PixelIndex(_upload(pixels, device), _upload(np.array([len(pixels)], np.int32), device), grid)

@@ -22,6 +22,7 @@ from eqconv_cli.backends.block_sparse.options import Fused
 from eqconv_cli.backends.block_sparse.site_patterns import Kernel, Rulebook, SitePattern
 from eqconv_cli.backends.block_sparse.torch_arguments import check_like, check_real, widened
 from eqconv_cli.backends.block_sparse.voxels import voxels
+from eqconv_cli.kernels.torch_doors import constant, missing_operators
 
 #: Versions beside "fused" and "auto".
 COMPOSITIONS = ("table", "rulebook", "dense")
@@ -421,12 +422,12 @@ def _(
     return feats.new_empty((_patterns[pattern if inverse else out].sites, taps), dtype=torch.int32)
 
 
-@torch_fused.constant
+@constant
 def _strided(pattern: str, *request: Any) -> DevicePattern:
     return Request(*request).of(_patterns[pattern]).out
 
 
-@torch_fused.constant
+@constant
 def _kernel_size(pattern: str, out: str) -> tuple[int, ...] | None:
     """That of the strided convolution that made ``out`` of ``pattern``, if one did."""
     around = _patterns[pattern].made(_patterns[out])
@@ -440,7 +441,7 @@ def _composition(
     return how if version != "auto" or isinstance(how, Fused) else _cheapest(pattern.name, backwards, *around)
 
 
-@torch_fused.constant
+@constant
 def _cheapest(pattern: str, backwards: bool, *request: Any) -> str:
     rulebook = Request(*request).of(_patterns[pattern]).rulebook
     return cost_model.choose_sites(rulebook.sizes(backwards), "torch", fused=False).version
@@ -550,7 +551,7 @@ def _settings(how: str | Fused, feats: Tensor) -> Fused | None:
     if isinstance(how, Fused):
         return how
     usual = Fused()
-    return usual if feats.device.type == "cuda" and not torch_fused.missing(usual, "cuda") else None
+    return usual if feats.device.type == "cuda" and not missing_operators(usual, "cuda") else None
 
 
 def _tensor(array: Any) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
@@ -17,8 +17,7 @@ from eqconv_cli.backends.feature_steered.schedule import CHUNKS, EDGE_OF_SLOT, T
 from eqconv_cli.backends.feature_steered.tensorflow_sparse import Edges
 from eqconv_cli.backends.feature_steered.tensorflow_symbolic import SymbolicPattern
 from eqconv_cli.frameworks.tensorflow_tensors import device_name
-from eqconv_cli.kernels.doors import open_core, operators_path
-from eqconv_cli.kernels.tensorflow_doors import missing_operators, place_of
+from eqconv_cli.kernels.tensorflow_doors import gradient_of, library, missing_operators, operators, place_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def convolve(
         packed = _packed(pattern, name, parts)
     else:
         packed = pack_symbolic(pattern.edges, schedule.parts_for(place, False, False))
-    return _call(_operators(place), x, centre, values, parameters, packed, settings, flags)
+    return _call(operators(place), x, centre, values, parameters, packed, settings, flags)
 
 
 def _call(
@@ -116,7 +115,7 @@ def door(
     """
     place = place_of(settings, x.device)
     packed = _packed(pattern, device_name(x.device), schedule.parts_for(place, True, settings.deterministic))
-    return partial(_call, _operators(place), x, None, values, parameters, packed, settings, 0)
+    return partial(_call, operators(place), x, None, values, parameters, packed, settings, 0)
 
 
 def _wants_determinism() -> bool:
@@ -139,28 +138,7 @@ def _packed(pattern: Pattern, name: str, parts: int) -> PackedTensors:
     return schedule.packed(pattern, ("tensorflow fused", name), parts, upload)
 
 
-@cache
-def _operators(place: str) -> Any:
-    """The operators, with the core of a place behind them.
-
-    Raises:
-        Unavailable: the operators or the core are not built, or do not load.
-    """
-    module, path = _library()
-    open_core(path, place)
-    return module
-
-
-@cache
-def _library() -> tuple[Any, str]:
-    """The operators as TensorFlow's module, with their gradients registered, and the path of their library."""
-    path = operators_path("tensorflow", "TensorFlow")
-    module = tf.load_op_library(path)
-    tf.RegisterGradient("EqconvFeatureSteeredForward")(_gradient)
-    tf.RegisterGradient("EqconvFeatureSteeredBackward")(_refuse_second_order)
-    return module, path
-
-
+@gradient_of("EqconvFeatureSteeredForward")
 def _gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     """The gradients of x, centre, values, u, v, c, w, b, and none of the pattern's two tensors."""
     *tensors, _, words, layout = op.inputs
@@ -171,7 +149,7 @@ def _gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     # An eager tape knows which inputs nobody differentiates; a traced function does not.
     skipped = (getattr(op, "skip_input_indices", None) or ()) if tf.executing_eagerly() else ()
     needed = [k not in skipped and not (tied and k == 1) for k in range(len(GRADIENTS))]
-    gradients = _library()[0].eqconv_feature_steered_backward(
+    gradients = library().eqconv_feature_steered_backward(
         dy,
         op.outputs[0],
         *tensors,
@@ -187,6 +165,7 @@ def _gradient(op: Any, dy: tf.Tensor) -> list[tf.Tensor | None]:
     return [*(g if need else None for g, need in zip(gradients, needed, strict=True)), None, None]
 
 
+@gradient_of("EqconvFeatureSteeredBackward")
 def _refuse_second_order(op: Any, *cotangents: tf.Tensor) -> list[tf.Tensor | None]:
     raise NotImplementedError(SECOND_ORDER)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from eqconv_cli.backends.feature_steered import schedule
 from eqconv_cli.backends.feature_steered.fused import GRADIENTS, SECOND_ORDER
 from eqconv_cli.backends.feature_steered.options import Flag, Fused
 from eqconv_cli.backends.feature_steered.plan import Pattern
-from eqconv_cli.kernels.doors import missing_kernels, open_core, operators_path
+from eqconv_cli.kernels.torch_doors import constant, missing_operators, operator
 
 _FORWARD = "eqconv::feature_steered_forward"
 _BACKWARD = "eqconv::feature_steered_backward"
@@ -28,8 +28,6 @@ _NO_VMAP = "version='fused' is not vectorised by torch.vmap: give data its batch
 #: Plain numbers, for the arithmetic of enumerations takes longer than a small graph.
 _RELU, _DETERMINISTIC = int(Flag.RELU), int(Flag.DETERMINISTIC)
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 @dataclass(frozen=True)
 class PackedTensor:
@@ -40,24 +38,15 @@ class PackedTensor:
     parts: int
 
 
-def _constant(function: F) -> F:
-    """A function that a compiler calls while it traces, to take the result for a constant."""
-    return cast(F, torch.compiler.assume_constant_result(function))
-
-
 def upload(pattern: Pattern, device: torch.device, settings: Fused) -> None:
     """Keep a pattern on a device as the kernels take it for both passes, so that the first call need not make it."""
     _packed(pattern, device, schedule.parts_for(settings.core or device.type, True, settings.deterministic))
 
 
-@_constant
+@constant
 def missing(settings: Fused, device_type: str, rows: int, cols: int, edges: int) -> list[str]:
     """Why the compiled kernels cannot compute this on such a device; empty when they can."""
-    if device_type not in ("cpu", "cuda"):
-        return [f"data is on a device of type {device_type}: the compiled kernels compute on cpu and cuda"]
-    if settings.core == "emulated" and device_type != "cpu":
-        return [f"the emulated device computes on tensors of the cpu, not of {device_type}"]
-    return [*missing_kernels("torch", settings.core or device_type), *schedule.too_large(rows, cols, edges)]
+    return [*missing_operators(settings, device_type), *schedule.too_large(rows, cols, edges)]
 
 
 def convolve(
@@ -164,46 +153,35 @@ def _packed(pattern: Pattern, device: torch.device, parts: int) -> PackedTensor:
     return schedule.packed(pattern, key, parts, upload)
 
 
-@_constant
+@constant
 def _words(pattern: Pattern, device: torch.device, place: str, parts: int) -> Tensor:
     _operator(place)
     return _packed(pattern, device, parts).words
 
 
-@_constant
+@constant
 def _sizes(pattern: Pattern, device: torch.device, place: str, parts: int) -> tuple[int, ...]:
     return _packed(pattern, device, parts).sizes
 
 
 @cache
 def _operator(place: str) -> Any:
-    """The forward operator, with the core of a place behind it.
-
-    Raises:
-        Unavailable: the operators or the core are not built, or do not load.
-    """
-    open_core(_library(), place)
-    return torch.ops.eqconv.feature_steered_forward.default
+    """The forward operator, which all of PyTorch knows, with the core of a place behind it; raises Unavailable."""
+    made = operator("feature_steered_forward", place)
+    _register()
+    return made
 
 
 @cache
-def _library() -> str:
-    """The path of the operators, which are loaded and registered."""
-    path = operators_path("torch", "PyTorch")
-    torch.ops.load_library(path)
-    _register()
-    return path
-
-
 def _register() -> None:
     torch.library.register_fake(_FORWARD, _fake_forward)
     torch.library.register_fake(_BACKWARD, _fake_backward)
     torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
     torch.library.register_autograd(_BACKWARD, _refuse_second_order)
-    for operator in (_FORWARD, _BACKWARD):
-        torch.library.register_vmap(operator, _refuse_vmap)
+    for name in (_FORWARD, _BACKWARD):
+        torch.library.register_vmap(name, _refuse_vmap)
         for device in ("cpu", "cuda"):
-            torch.library.register_autocast(operator, device, torch.float32)
+            torch.library.register_autocast(name, device, torch.float32)
 
 
 def _fake_forward(x: Tensor, centre: Tensor | None, values: Tensor, *rest: Any) -> Tensor:
