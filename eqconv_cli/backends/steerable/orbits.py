@@ -65,7 +65,7 @@ def row_orbits(space: Space, in_rep: Representation, out_rep: Representation) ->
     for number, (out_matrix, in_matrix) in enumerate(
         zip(out_rep.matrices(symmetries), in_rep.matrices(symmetries), strict=True)
     ):
-        out_move, in_move = _signed_permutation(out_matrix), _signed_permutation(in_matrix)
+        out_move, in_move = signed_permutation(out_matrix), _signed_permutation(in_matrix)
         if out_move is not None and in_move is not None:
             moves.append((number, *out_move, *in_move))
     so, si = out_rep.size, in_rep.size
@@ -94,7 +94,7 @@ def single_rows(in_rep: Representation, out_rep: Representation) -> RowOrbits:
     return RowOrbits(np.stack([o, i], 1), np.arange(len(o) + 1, dtype=np.int32), np.stack([o, i, ones, zeros], 1))
 
 
-def _signed_permutation(matrix: npt.NDArray[np.float64]) -> tuple[Integers, Integers] | None:
+def signed_permutation(matrix: npt.NDArray[np.float64]) -> tuple[Integers, Integers] | None:
     """Where each channel goes and its sign; None for a matrix that does more than that."""
     rounded = np.rint(matrix)
     if np.abs(matrix - rounded).max(initial=0) > EXACT or (np.abs(rounded).sum(axis=0) != 1).any():
