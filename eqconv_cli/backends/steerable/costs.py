@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from eqconv_cli.backends.steerable.basis import SteerableBasis
-from eqconv_cli.backends.steerable.orbits import grid_symmetries, pixel_permutations, signed_permutation
+from eqconv_cli.backends.steerable.orbits import grid_symmetries, pixel_permutations, row_orbits, signed_permutation
+from eqconv_cli.backends.steerable.plan import Plan
 from eqconv_cli.studies import Costs, Densities, Form
 
 #: What is below this is 0: an entry in the coordinates of the irreps is one product, one of the dense basis a sum of many.
@@ -97,29 +98,30 @@ def costs(basis: SteerableBasis, density: Densities) -> Costs:
         harmonic_products=2 * (so + si) * h / pixels,
         packed=2 * slices(basis) + products,
         csr=2 * d * density.exact + products,
-        dense_orbit=2 * d * share,
         no_change_of_basis=basis.out_rep.is_identity and basis.in_rep.is_identity,
     )
 
 
-def forms(basis: SteerableBasis, cost: Costs) -> tuple[Form, ...]:
-    """What the algorithms of ``expand`` keep of a basis."""
-    so, si, pixels = basis.block_shape
-    d, layers = len(basis), slices(basis)
+def forms(plan: Plan, cost: Costs) -> tuple[Form, ...]:
+    """What the algorithms of ``expand`` keep of a plan with one pair of fields, and compute."""
+    (pair,) = plan.pairs
+    basis, (so, si, pixels) = pair.basis, pair.basis.block_shape
+    d, layers, entries = len(basis), slices(basis), so * si
     q = so * so * (not basis.out_rep.is_identity) + si * si * (not basis.in_rep.is_identity)
+    products = cost.irreps - cost.fill
     exact, coupled = exact_entries(basis), len(basis.coupling.element)
+    # The compiled expansion keeps the products with Q in its table, and computes one row (o, i) of each orbit.
+    folded = 2 * len(basis.slots.element) / pixels + 2 * len(basis.harmonics)
+    share = len(row_orbits(basis.space, basis.in_rep, basis.out_rep).rows) / entries
+    fused, fused_orbit = ((p.reals.size, p.words.size) for p in (plan.fused, plan.fused_orbit))
     return (
-        Form(("dense", "dense_direct", "fused_direct"), d * so * si * pixels, 0, cost.dense),
-        Form(("orbit",), d * so * si * pixels, 0, cost.dense_orbit),
+        Form(("dense", "dense_direct", "fused_direct"), d * entries * pixels, 0, cost.dense),
+        Form(("orbit",), d * entries * pixels, 0, cost.dense * share),
         Form(("irreps_loop",), block_entries(basis) * pixels + q, 0, cost.irreps),
-        Form(("irreps_vec",), d * so * si * pixels + q, 0, cost.dense + (cost.irreps - cost.fill)),
-        Form(("packed",), layers * so * si * pixels + q, layers * so * si, cost.packed),
+        Form(("irreps_vec",), d * entries * pixels + q, 0, cost.dense + products),
+        Form(("packed",), layers * entries * pixels + q, layers * entries, cost.packed),
         Form(("csr",), exact + q, exact + d + 1, cost.csr),
-        Form(("harmonic", "fused"), len(basis.harmonics) * pixels + coupled + q, 4 * coupled, cost.harmonic),
-        Form(
-            ("fused_orbit",),
-            len(basis.harmonics) * pixels + coupled + q,
-            4 * coupled + pixels * len(grid_symmetries(basis.space)),
-            cost.harmonic_orbit,
-        ),
+        Form(("harmonic",), len(basis.harmonics) * pixels + coupled + q, 4 * coupled, cost.harmonic),
+        Form(("fused",), *fused, folded),
+        Form(("fused_orbit",), *fused_orbit, folded * share),
     )
