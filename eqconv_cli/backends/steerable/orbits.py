@@ -65,7 +65,7 @@ def row_orbits(space: Space, in_rep: Representation, out_rep: Representation) ->
     for number, (out_matrix, in_matrix) in enumerate(
         zip(out_rep.matrices(symmetries), in_rep.matrices(symmetries), strict=True)
     ):
-        out_move, in_move = signed_permutation(out_matrix), _signed_permutation(in_matrix)
+        out_move, in_move = signed_permutation(out_matrix), signed_permutation(in_matrix)
         if out_move is not None and in_move is not None:
             moves.append((number, *out_move, *in_move))
     so, si = out_rep.size, in_rep.size
