@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from eqconv_cli import __version__
-from eqconv_cli.commands import bench, build_kernels, info, verify
+from eqconv_cli.commands import basis, bench, build_kernels, info, verify
 
 app = typer.Typer(
     name="eqconv",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("verify", epilog=verify.EPILOG)(verify.verify)
 app.command("bench", epilog=bench.EPILOG)(bench.bench)
+app.command("basis", epilog=basis.EPILOG)(basis.basis)
 app.command("build-kernels", epilog=build_kernels.EPILOG)(build_kernels.build_kernels)
 app.command("info", epilog=info.EPILOG)(info.info)
 

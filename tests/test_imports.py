@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "eqconv_cli"
 FRAMEWORKS = {"torch", "tensorflow", "keras"}
 TERMINAL = {"typer", "rich"}
 #: What every room may use.
-GROUND = {"errors", "events", "__init__"}
+GROUND = {"errors", "events", "studies", "__init__"}
 #: Rooms that a file may import from, besides its own and the ground.
 ALLOWED = {
     "app": {"commands"},
@@ -28,6 +28,7 @@ ALLOWED = {
     "tensorflow": {"backends"},
     "errors": set(),
     "events": set(),
+    "studies": set(),
     "__init__": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -253,9 +253,7 @@ def _is_one_of(g: Element, elements: set[Element]) -> bool:
     return any(g.flip == h.flip and abs(math.remainder(g.angle - h.angle, 2 * math.pi)) < 1e-9 for h in elements)
 
 
-def _correlated(
-    x: npt.NDArray[np.float64], kernel: npt.NDArray[np.float64], dilation: int
-) -> npt.NDArray[np.float64]:
+def _correlated(x: npt.NDArray[np.float64], kernel: npt.NDArray[np.float64], dilation: int) -> npt.NDArray[np.float64]:
     """Cross-correlation of [1, C, H, W], 0 outside; the size stays, for odd k."""
     k = kernel.shape[-1]
     before, after = dilation * ((k - 1) // 2), dilation * (k // 2)
