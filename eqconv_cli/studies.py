@@ -118,7 +118,7 @@ class EquivarianceError:
     """How far kernels are from commuting with an element."""
 
     element: GroupElement
-    #: The worst kernel of the basis, as a function of the plane, relative to its largest value; None: too large to look.
+    #: The worst kernel of the basis, as a function of the plane, relative to its largest value; None: not looked at.
     continuous: float | None
     #: A convolution of a smooth field with a random kernel of the basis, in the middle of the output.
     grid: float
@@ -128,7 +128,7 @@ class EquivarianceError:
 
 @dataclass(frozen=True)
 class Filters:
-    """Kernels of one element of the basis: those of the first element of a ring and a frequency."""
+    """Kernels of one element of the basis, chosen among those of a ring and a frequency."""
 
     ring: int
     radius: float

@@ -52,8 +52,9 @@ class FilterPicture:
     def _heading(self, coloured: bool, plain: bool) -> Iterator[Text]:
         blocks = any(line.columns is not None for line in self.study.filters)
         channel = next((line.channels[0][1] for line in self.study.filters), 0)
-        what = "the block of its irreps" if blocks else f"in channel {channel} to every out channel"
-        yield Text("Filters: the first kernel of each ring and frequency", "bold").append(f", {what}", "not bold")
+        what = "by out and in channels" if blocks else f"in channel {channel} to every out channel"
+        which = "a kernel with the largest block" if blocks else "the first kernel"
+        yield Text(f"Filters: {which} of each ring and frequency", "bold").append(f", {what}", "not bold")
         scale = Text("each line to its largest value:  ", "dim")
         if coloured:
             for step in range(-8, 9):

@@ -21,7 +21,16 @@ def title(study: BasisStudy) -> str:
     """Group, representations, kernel and dimension in one line."""
     k = study.kernel_size
     spread = "" if study.dilation == 1 else f", dilation {study.dilation}"
-    return f"{study.group} · {study.in_name} → {study.out_name} · {k} × {k}{spread} · {study.dimension} kernels"
+    fields = f"{fields_name(study.in_name)} → {fields_name(study.out_name)}"
+    return f"{study.group} · {fields} · {k} × {k}{spread} · {study.dimension} kernels"
+
+
+def fields_name(name: str) -> str:
+    """The name of a representation; a sum of irreps as ``irreps 0 + 1 + 2``."""
+    parts = name.split(" + ")
+    if len(parts) > 1 and all(part.startswith("irrep_") for part in parts):
+        return f"irreps {' + '.join(part.removeprefix('irrep_') for part in parts)}"
+    return name
 
 
 def basis_tables(study: BasisStudy) -> Group:
@@ -102,8 +111,8 @@ def _irreps(study: BasisStudy) -> Table:
         ("size", "right"),
         ("type", "left"),
         ("frequency", "right"),
-        (f"in: {study.in_name}", "right"),
-        (f"out: {study.out_name}", "right"),
+        (f"in: {fields_name(study.in_name)}", "right"),
+        (f"out: {fields_name(study.out_name)}", "right"),
     )
     for irrep in study.irreps:
         counts = [str(count or "") for count in (irrep.in_count, irrep.out_count)]
@@ -187,7 +196,7 @@ def _costs(study: BasisStudy) -> Iterable[RenderableType]:
     after = "Q = I" if cost.no_change_of_basis else "" if density.dense is None else _percent(density.dense)
     _add(
         row,
-        f"{study.group} {study.in_name} → {study.out_name}",
+        f"{study.group} {fields_name(study.in_name)} → {fields_name(study.out_name)}",
         study.kernel_size,
         study.dimension,
         study.slices,

@@ -1,7 +1,7 @@
 """What each algorithm that expands weights to a filter computes and keeps, counted on a basis.
 
-Per field pair a filter has so · si · S numbers; every count below is divided by that. A multiplication with its addition
-counts 2.
+Per field pair a filter has so · si · S numbers; every count below is divided by that. A multiplication with its
+addition counts 2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from eqconv_cli.backends.steerable.orbits import grid_symmetries, pixel_permutat
 from eqconv_cli.backends.steerable.plan import Plan
 from eqconv_cli.studies import Costs, Densities, Form
 
-#: What is below this is 0: an entry in the coordinates of the irreps is one product, one of the dense basis a sum of many.
+#: What is below this is 0: an entry in the coordinates of the irreps is a product, one of the dense basis a sum.
 ZERO, ZERO_OF_SUMS = 1e-12, 1e-9
 #: Numbers of a dense basis up to which they are counted for a look.
 COUNTED = 30_000_000

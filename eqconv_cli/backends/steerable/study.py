@@ -109,15 +109,14 @@ def plan_of(request: BasisRequest) -> Plan:
     """
     group = _named("--group", lambda: parse_group(request.group))
     space = _named("--axis", lambda: Space(group, math.radians(request.axis_degrees)))
-    types = [
-        _named(option, lambda text=text: FieldType(space, (_one(parse_fields(text, group)),)))
-        for option, text in (("--in", request.in_fields), ("--out", request.out_fields))
-    ]
+    in_type = _named("--in", lambda: FieldType(space, (_one(parse_fields(request.in_fields, group)),)))
+    out_type = _named("--out", lambda: FieldType(space, (_one(parse_fields(request.out_fields, group)),)))
     sigma = request.sigma
     return _named(
         "",
         lambda: make_plan(
-            *types,
+            in_type,
+            out_type,
             request.kernel_size,
             dilation=request.dilation,
             rings=request.rings,
@@ -268,13 +267,17 @@ def _correlated(x: npt.NDArray[np.float64], kernel: npt.NDArray[np.float64], dil
 
 
 def _filters(basis: SteerableBasis) -> list[Filters]:
-    """The first element of each ring and frequency: its blocks where no Q mixes them, else all outputs of a channel."""
+    """An element of each ring and frequency.
+
+    Where no Q mixes the irreps, the first of those with the largest block, and its block; else the first one, from the
+    first in channel that it reads to all out channels.
+    """
     k, found = basis.sampling.size, []
     ordered = sorted(basis.elements, key=lambda element: (element.ring, abs(element.frequency), element.idx))
     blocks = basis.in_rep.is_identity and basis.out_rep.is_identity
     for (ring, frequency), group in groupby(ordered, key=lambda element: (element.ring, abs(element.frequency))):
         same = list(group)
-        first = same[0]
+        first = max(same, key=lambda element: math.prod(element.shape)) if blocks else same[0]
         kernel = basis.dense[first.idx]
         largest = np.abs(kernel).max(axis=2)
         if blocks:
