@@ -77,12 +77,13 @@ def basis(
         seed=seed,
         count_all=costs,
     )
-    study, arrays = catalog.load("eqconv_cli.backends.steerable.study:study")(request)
+    study = catalog.load("eqconv_cli.backends.steerable.study:study")(request)
     err = terminal.err_console(no_color)
     for note in study.notes:
         err.print(note, style="yellow", markup=False)
     if saved is not None:
-        writers.write_arrays("--save", saved, arrays)
+        arrays = catalog.load("eqconv_cli.backends.steerable.study:arrays")
+        writers.write_arrays("--save", saved, arrays(request))
     if plot is not None:
         from eqconv_cli.report.basis_plot import plot_basis
 

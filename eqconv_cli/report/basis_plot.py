@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -162,7 +163,9 @@ def _write_headings(figure: Figure, study: BasisStudy, layout: _Layout, clipped:
         ring, y = study.rings[number], _TOP + row * layout.pitch[1] + layout.cell[1] / 2
         _write(figure, _EDGE_OF_TEXT, y - 0.1, f"r = {ring.radius:g}", size=9, color=_INK)
         _write(figure, _EDGE_OF_TEXT, y + 0.09, f"σ = {ring.sigma:g}", size=7, color=_SOFT)
-    _write(figure, _EDGE_OF_TEXT, layout.size[1] - 0.3, _caption(study.filters[0], clipped), size=7, color=_SOFT)
+    letters = int((layout.size[0] - 2 * _EDGE_OF_TEXT) * 72 / (0.52 * 7))
+    caption = textwrap.fill(_caption(study.filters[0], clipped), letters)
+    _write(figure, _EDGE_OF_TEXT, layout.size[1] - 0.2, caption, size=7, color=_SOFT, va="bottom", linespacing=1.4)
 
 
 def _caption(cell: Filters, clipped: bool) -> str:

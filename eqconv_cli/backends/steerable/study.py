@@ -54,11 +54,8 @@ OPTIONS = {
 }
 
 
-def study(request: BasisRequest) -> tuple[BasisStudy, dict[str, npt.NDArray[Any]]]:
+def study(request: BasisRequest) -> BasisStudy:
     """Build the basis that is asked for and look at it.
-
-    Returns:
-        The study, and the basis as arrays by name, for a file: see :func:`arrays`.
 
     Raises:
         UsageError: a name or a number is not allowed, or no kernel is left; the message names the option.
@@ -71,7 +68,7 @@ def study(request: BasisRequest) -> tuple[BasisStudy, dict[str, npt.NDArray[Any]
     density = densities(basis, request.count_all)
     cost = costs(basis, density)
     space, group = basis.space, basis.space.group
-    made = BasisStudy(
+    return BasisStudy(
         request=request,
         group=group.name,
         order=group.order if group.is_finite else None,
@@ -98,7 +95,6 @@ def study(request: BasisRequest) -> tuple[BasisStudy, dict[str, npt.NDArray[Any]
         notes=tuple(_in_options(str(warning.message)) for warning in caught),
         seconds=time.perf_counter() - start,
     )
-    return made, arrays(basis)
 
 
 def plan_of(request: BasisRequest) -> Plan:
@@ -113,7 +109,7 @@ def plan_of(request: BasisRequest) -> Plan:
     out_type = _named("--out", lambda: FieldType(space, (_one(parse_fields(request.out_fields, group)),)))
     sigma = request.sigma
     return _named(
-        "",
+        "basis",
         lambda: make_plan(
             in_type,
             out_type,
@@ -127,13 +123,19 @@ def plan_of(request: BasisRequest) -> Plan:
     )
 
 
-def arrays(basis: SteerableBasis) -> dict[str, npt.NDArray[Any]]:
-    """A basis as arrays that ``numpy.load`` reads without pickle.
+def arrays(request: BasisRequest) -> dict[str, npt.NDArray[Any]]:
+    """The basis as arrays by name, which ``numpy.load`` reads without pickle.
 
     ``dense`` [d, so, si, k, k]; the attributes of the elements, [d] each, ``shape`` [d, 2]; ``ring_radius``,
     ``ring_sigma``, ``ring_cutoff``; ``in_change_of_basis``, ``out_change_of_basis`` and the names of the irreps in the
     order of their columns; ``group``, ``axis`` in radians, ``kernel_size``, ``dilation``.
+
+    Raises:
+        UsageError: as :func:`study`.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        basis = plan_of(request).pairs[0].basis
     k, rings = basis.sampling.size, basis.sampling.rings
     so, si, _ = basis.block_shape
     columns: dict[str, list[Any]] = {
@@ -166,23 +168,30 @@ def random_filter(basis: SteerableBasis, seed: int) -> npt.NDArray[np.float64]:
     return np.asarray((made / np.abs(made).max()).reshape(*made.shape[:2], k, k))
 
 
+def kernel_of(basis: SteerableBasis, element: int) -> npt.NDArray[np.float64]:
+    """One row of ``basis.dense``, [so, si, S], without the others."""
+    slots = basis.slots
+    mine = slots.element == element
+    return np.einsum("hoi,hp->oip", slots.values[mine], basis.harmonic[slots.harmonic[mine]])
+
+
 def _named(option: str, make: Callable[[], T]) -> T:
+    """What ``make`` makes; its errors become those of an option, unless they name one themselves."""
     try:
         return make()
     except (TypeError, ValueError) as error:
-        message = _in_options(str(error))
-        raise UsageError(message if message.startswith("--") else f"{option}: {message}") from error
+        message = re.sub(r"^(group|representation) (?=')", "", _in_options(str(error)))
+        joint = "" if message.startswith("--") else f"{option} " if message.startswith("'") else f"{option}: "
+        raise UsageError(joint + message) from error
 
 
 def _in_options(message: str) -> str:
     """A message about arguments as one about options."""
     words = "|".join(OPTIONS)
-    head, remedy, advice = message.partition("take sigma=")
-    head = re.sub(rf"^({words})=", lambda found: f"{OPTIONS[found[1]]} ", head)
-    head = re.sub(rf"^({words})\b", lambda found: OPTIONS[found[1]], head)
-    head = re.sub(r"With kernel_size=(\d+)", r"With --kernel-size \1", head)
-    advice = re.sub(rf",? ?({words})=\[?([\d.]+)\]?", lambda found: f" {OPTIONS[found[1]]} {found[2]}", remedy + advice)
-    return head + advice.replace("take sigma=", "take --sigma ").replace(",", "")
+    told, take, advice = message.partition(": take ")
+    told = re.sub(rf"(^|With )({words})[= ]", lambda found: f"{found[1]}{OPTIONS[found[2]]} ", told)
+    advice = re.sub(rf"({words})=\[?([\d.]+)\]?,?", lambda found: f"{OPTIONS[found[1]]} {found[2]}", advice)
+    return told + take + advice
 
 
 def _one(parts: Sequence[Representation]) -> Representation:
@@ -278,7 +287,7 @@ def _filters(basis: SteerableBasis) -> list[Filters]:
     for (ring, frequency), group in groupby(ordered, key=lambda element: (element.ring, abs(element.frequency))):
         same = list(group)
         first = max(same, key=lambda element: math.prod(element.shape)) if blocks else same[0]
-        kernel = basis.dense[first.idx]
+        kernel = kernel_of(basis, first.idx)
         largest = np.abs(kernel).max(axis=2)
         if blocks:
             rows, columns = basis.out_rep.offsets[first.oo], basis.in_rep.offsets[first.ii]
