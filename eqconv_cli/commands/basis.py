@@ -24,7 +24,9 @@ FIELDS = "regular, trivial, irrep:K, irrep:J,K, quotient:M, quotient:Q,M, or a s
 
 @common.handled
 def basis(
-    group: Annotated[str, typer.Option("--group", metavar="NAME", help="C1, C2, ..., D1, D2, ..., SO(2), O(2), flip.")],
+    group: Annotated[
+        str, typer.Option("--group", metavar="NAME", help="C1, C2, ..., D1, D2, ..., SO(2), O(2), flip.")
+    ] = "",
     in_: Annotated[str, typer.Option("--in", metavar="FIELDS", help=f"Input: {FIELDS}")] = "regular",
     out: Annotated[str, typer.Option("--out", metavar="FIELDS", help="Output, likewise.")] = "regular",
     kernel_size: Annotated[int, typer.Option("--kernel-size", "-k", metavar="K", help="Kernels have K x K taps.")] = 5,

@@ -144,11 +144,11 @@ def _sizes(study: BasisStudy) -> Table:
         ("d", str(study.dimension), "kernels, and weights of a pair of fields"),
         ("H", str(study.harmonics), "functions of the grid that they are made of"),
         ("L", str(study.slices), "most kernels of a pair of irreps"),
-        ("blocks", _percent(density.blocks), "of the numbers are in blocks of irreps, before the change of basis"),
-        ("exact", _percent(density.exact), "of the numbers are not 0, before the change of basis"),
+        ("blocks", _percent(density.blocks), "of the numbers are in blocks of irreps, before Q, the change of basis"),
+        ("exact", _percent(density.exact), "of the numbers are not 0, before Q"),
     ]
     if density.dense is not None:
-        rows.append(("dense", _percent(density.dense), "of the numbers are not 0, after the change of basis"))
+        rows.append(("dense", _percent(density.dense), "of the numbers are not 0, after Q"))
     rows.append(("memory", amount(study.forms[0].bytes, "byte"), "of the dense basis in float32"))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
@@ -167,8 +167,8 @@ def _error_lines(study: BasisStudy) -> Iterable[str]:
         worst = max(error.continuous or 0.0 for error in study.errors)
         grid = max(error.grid for error in study.errors)
         yield f"largest of all {len(study.errors)} elements: {worst:.1e} continuous, {grid:.1e} on the grid"
-    yield "continuous: the worst kernel, at points of the plane. On the grid: a random kernel on a smooth field,"
-    yield f"exact to {study.tolerance:g} where the element maps pixels to pixels."
+    yield "continuous: the worst kernel, at points of the plane, relative to its largest value"
+    yield f"on the grid: a random kernel on a smooth field; at most {study.tolerance:g} where exact: pixels go to pixels"
 
 
 def _shown(errors: Sequence[EquivarianceError]) -> Sequence[EquivarianceError]:
@@ -189,14 +189,13 @@ def _status(study: BasisStudy, error: EquivarianceError) -> Text:
 
 def _costs(study: BasisStudy) -> Iterable[RenderableType]:
     cost, density = study.costs, study.densities
-    names = ("k", "d", "L", "H", "dense MB", "blocks", "exact", "after Q", "9a", "9b", "9c", "9c+9e")
-    row = _table(("case", "left"), *((name, "right") for name in names))
+    names = ("k", "d", "L", "H", "MB", "blocks", "exact", "after Q", "9a", "9b", "9c", "9c+9e")
+    row = _table(*((name, "right") for name in names), padding=(0, 1, 0, 0))
     totals = [(cost.irreps, cost.irreps_products), *((c, cost.harmonic_products) for c in _harmonics(study))]
     shown = [_with_products(study, number, products) for number, products in totals]
     after = "Q = I" if cost.no_change_of_basis else "" if density.dense is None else _percent(density.dense)
     _add(
         row,
-        f"{study.group} {fields_name(study.in_name)} → {fields_name(study.out_name)}",
         study.kernel_size,
         study.dimension,
         study.slices,
@@ -210,7 +209,7 @@ def _costs(study: BasisStudy) -> Iterable[RenderableType]:
     )
     yield row
     if cost.no_change_of_basis:
-        yield Text("in brackets: what is left where a change of basis that is the identity is skipped", "dim")
+        yield Text("in brackets: without the changes of basis, which are the identity here", "dim")
     table = _table(("algorithms", "left"), ("flop", "right"), ("of dense", "right"), ("memory", "right"))
     for form in study.forms:
         share = _percent(form.flops / study.forms[0].flops)
@@ -230,8 +229,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(*columns: tuple[str, str], padding: tuple[int, int, int, int] = (0, 1, 0, 1)) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for name, justify in columns:
         table.add_column(Text(name), justify="right" if justify == "right" else "left", overflow="fold")
     return table
