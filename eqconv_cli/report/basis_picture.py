@@ -60,7 +60,8 @@ class FilterPicture:
         first = self.study.filters[0]
         yield Text("Filters", "bold")
         if first.columns is None:
-            yield Text(f"the first kernel of each ring and frequency, in channel {first.channels[0][1]} to out channels")
+            channel = first.channels[0][1]
+            yield Text(f"the first kernel of each ring and frequency, from in channel {channel} to out channels")
         else:
             yield Text("a kernel with the largest block of each ring and frequency: in → out channels")
         yield Text("negative ", "dim").append_text(brush.ramp()).append(" positive, each line to its largest value")
@@ -113,3 +114,58 @@ class _Brush:
         return shades[0] if strength < _FAINT else shades[min(len(shades) - 1, 1 + int(strength * (len(shades) - 1)))]
 
     @property
+    def _shades(self) -> tuple[Sequence[str], Sequence[str]]:
+        return (_PLAIN_NEGATIVE, _PLAIN_POSITIVE) if self.plain else (_NEGATIVE, _POSITIVE)
+
+
+def _label(line: Filters) -> tuple[str, str, str]:
+    return (
+        f"r = {line.radius:g}  |μ| = {line.frequency}",
+        f"irreps {line.in_irrep} → {line.out_irrep}",
+        f"kernel {line.index}, 1 of {line.elements}",
+    )
+
+
+def _zoom(lines: Sequence[Filters], width: int, brush: _Brush) -> int:
+    """The largest zoom at which all filters fit the width and do not take too many lines; else 1."""
+    for zoom in range(1 if brush.system is None else _ZOOM, 1, -1):
+        wide = max(len(line.kernels) * (brush.columns(line.kernels, zoom) + _GAP) - _GAP for line in lines)
+        high = sum(max(len(_label(line)), 1 + brush.lines(line.kernels, zoom)) + 1 for line in lines)
+        if wide <= width and high <= _LINES:
+            return zoom
+    return 1
+
+
+def _labelled(label: Sequence[str], margin: int, drawn: Sequence[Text]) -> Iterator[Text]:
+    for number in range(max(len(label), len(drawn))):
+        told = label[number] if number < len(label) else ""
+        line = Text().append(told.ljust(margin), "bold" if number == 0 else "dim")
+        yield line.append_text(drawn[number]) if number < len(drawn) else line
+
+
+def _row(line: Filters, shown: int, zoom: int, brush: _Brush) -> list[Text]:
+    """The filters of a ring and a frequency under the names of their channels."""
+    largest = float(abs(line.kernels).max())
+    tiles = [brush.tile(kernel / largest, zoom) for kernel in line.kernels[:shown]]
+    width = brush.columns(line.kernels, zoom)
+    names = [_name(line, number)[:width].ljust(width) for number in range(shown)]
+    gap = " " * _GAP
+    return [Text().append(gap.join(names), "dim"), *(Text(gap).join(cells) for cells in zip(*tiles, strict=True))]
+
+
+def _name(line: Filters, number: int) -> str:
+    out, of = line.channels[number]
+    return f"{out}" if line.columns is None else f"{of}→{out}"
+
+
+def _colour(value: float, system: str) -> Color:
+    """The colour of a value from -1 to 1."""
+    at = (min(1.0, max(-1.0, value)) + 1) / 2
+    if system in _STEPS:
+        steps = _STEPS[system]
+        return Color.from_ansi(steps[round(at * (len(steps) - 1))])
+    at *= len(_STOPS) - 1
+    first = min(int(at), len(_STOPS) - 2)
+    share = at - first
+    mixed = [round(a + share * (b - a)) for a, b in zip(_STOPS[first], _STOPS[first + 1], strict=True)]
+    return Color.from_rgb(*mixed)

@@ -168,7 +168,7 @@ def _error_lines(study: BasisStudy) -> Iterable[str]:
         grid = max(error.grid for error in study.errors)
         yield f"largest of all {len(study.errors)} elements: {worst:.1e} continuous, {grid:.1e} on the grid"
     yield "continuous: the worst kernel, at points of the plane, relative to its largest value"
-    yield f"on the grid: a random kernel on a smooth field; at most {study.tolerance:g} where exact: pixels go to pixels"
+    yield f"on the grid: a random kernel on a smooth field; {study.tolerance:g} is allowed where pixels go to pixels"
 
 
 def _shown(errors: Sequence[EquivarianceError]) -> Sequence[EquivarianceError]:
