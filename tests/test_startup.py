@@ -20,7 +20,14 @@ def modules_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["verify", "--help"], ["bench", "--help"], ["build-kernels", "--help"], ["info", "--help"]],
+    [
+        ["--help"],
+        ["verify", "--help"],
+        ["bench", "--help"],
+        ["basis", "--help"],
+        ["build-kernels", "--help"],
+        ["info", "--help"],
+    ],
 )
 def test_help_imports_no_framework(arguments: list[str]) -> None:
     loaded = modules_after(f"sys.argv[1:] = {arguments!r}; from eqconv_cli.app import main; main()")
@@ -30,7 +37,13 @@ def test_help_imports_no_framework(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["verify", "--tol", "0"], ["verify", "--device", "toaster"], ["build-kernels", "--target", "x"], ["nonsense"]],
+    [
+        ["verify", "--tol", "0"],
+        ["verify", "--device", "toaster"],
+        ["build-kernels", "--target", "x"],
+        ["basis", "--group", "C8", "--rings", "x"],
+        ["nonsense"],
+    ],
 )
 def test_usage_errors_import_no_framework(arguments: list[str]) -> None:
     loaded = modules_after(f"sys.argv[1:] = {arguments!r}; from eqconv_cli.app import main; main()")

@@ -144,7 +144,7 @@ def _sizes(study: BasisStudy) -> Table:
         ("d", str(study.dimension), "kernels, and weights of a pair of fields"),
         ("H", str(study.harmonics), "functions of the grid that they are made of"),
         ("L", str(study.slices), "most kernels of a pair of irreps"),
-        ("blocks", _percent(density.blocks), "of the numbers are in blocks of irreps, before Q, the change of basis"),
+        ("blocks", _percent(density.blocks), "of the numbers are in blocks of irreps, before the change of basis Q"),
         ("exact", _percent(density.exact), "of the numbers are not 0, before Q"),
     ]
     if density.dense is not None:
@@ -167,14 +167,16 @@ def _error_lines(study: BasisStudy) -> Iterable[str]:
         worst = max(error.continuous or 0.0 for error in study.errors)
         grid = max(error.grid for error in study.errors)
         yield f"largest of all {len(study.errors)} elements: {worst:.1e} continuous, {grid:.1e} on the grid"
-    yield "continuous: the worst kernel, at points of the plane, relative to its largest value"
-    yield f"on the grid: a random kernel on a smooth field; {study.tolerance:g} is allowed where pixels go to pixels"
+    yield "continuous: the worst kernel, at points of the plane, by its largest value"
+    yield "on the grid: a random kernel, on a smooth field; exact where pixels go to pixels"
 
 
 def _shown(errors: Sequence[EquivarianceError]) -> Sequence[EquivarianceError]:
+    """All of a few; of many those that are exact, and others evenly spaced."""
     if len(errors) <= _MOST:
         return errors
-    return errors[:: -(-len(errors) // _MOST)]
+    step = -(-len(errors) // (_MOST // 2))
+    return [error for number, error in enumerate(errors) if error.exact or number % step == 0]
 
 
 def _numbers(error: EquivarianceError) -> tuple[str, str]:

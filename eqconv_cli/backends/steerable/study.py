@@ -242,7 +242,8 @@ def _errors(basis: SteerableBasis, space: Space, seed: int) -> tuple[Equivarianc
     numbers = len(basis) * math.prod(basis.block_shape[:2]) * _POINTS
     chosen = elements
     if numbers * len(elements) > _ALL_ELEMENTS:
-        chosen = elements[:: max(1, len(elements) // 2)] if space.group.flips else elements[1:2]
+        # The smallest rotation and, behind all rotations, the first reflection.
+        chosen = (*elements[1:2], *(elements[len(elements) // 2 :][:1] if space.group.flips else ()))
     if numbers > _GENERATORS:
         chosen = ()
     continuous = {error.element: error.relative for error in continuous_errors(basis, chosen, seed)}
