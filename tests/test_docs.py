@@ -117,7 +117,7 @@ def test_commands_parse(words: list[str]) -> None:
 
 def test_there_is_something_to_test() -> None:
     assert len(blocks("python")) >= 6
-    assert {words[0] for _, words in commands()} == {"verify", "bench", "build-kernels", "info"}
+    assert {words[0] for _, words in commands()} == {"verify", "bench", "basis", "build-kernels", "info"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -138,7 +138,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["verify", "bench", "build-kernels", "info"])
+@pytest.mark.parametrize("name", ["verify", "bench", "basis", "build-kernels", "info"])
 def test_every_option_has_its_line(name: str) -> None:
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     options = page[page.index("| option |") : page.index("```console")]

@@ -263,10 +263,10 @@ def _is_one_of(g: Element, elements: set[Element]) -> bool:
 
 
 def _correlated(x: npt.NDArray[np.float64], kernel: npt.NDArray[np.float64], dilation: int) -> npt.NDArray[np.float64]:
-    """Cross-correlation of [1, C, H, W], 0 outside; the size stays, for odd k."""
+    """Cross-correlation of [1, C, H, W] around the same centre, 0 outside; an even span loses a row and a column."""
     k = kernel.shape[-1]
-    before, after = dilation * ((k - 1) // 2), dilation * (k // 2)
-    padded = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)))
+    margin = dilation * (k - 1) // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
     side = padded.shape[-1] - dilation * (k - 1)
     made = np.zeros((len(kernel), side * side))
     for i in range(k):
