@@ -19,7 +19,7 @@ def main() -> None:
     """Draw the figure beside this file."""
     drawn = io.BytesIO()
     basis_figure(study(BasisRequest("C8"))).savefig(drawn, dpi=130, facecolor="white")
-    picture = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(Path(__file__).with_suffix(".png"), optimize=True)
 
 

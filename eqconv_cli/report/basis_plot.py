@@ -163,7 +163,7 @@ def _write_headings(figure: Figure, study: BasisStudy, layout: _Layout, clipped:
         ring, y = study.rings[number], _TOP + row * layout.pitch[1] + layout.cell[1] / 2
         _write(figure, _EDGE_OF_TEXT, y - 0.1, f"r = {ring.radius:g}", size=9, color=_INK)
         _write(figure, _EDGE_OF_TEXT, y + 0.09, f"σ = {ring.sigma:g}", size=7, color=_SOFT)
-    letters = int((layout.size[0] - 2 * _EDGE_OF_TEXT) * 72 / (0.52 * 7))
+    letters = int((layout.size[0] - 2 * _EDGE_OF_TEXT) * 72 / (0.5 * 7))
     caption = textwrap.fill(_caption(study.filters[0], clipped), letters)
     _write(figure, _EDGE_OF_TEXT, layout.size[1] - 0.2, caption, size=7, color=_SOFT, va="bottom", linespacing=1.4)
 
@@ -175,7 +175,7 @@ def _caption(cell: Filters, clipped: bool) -> str:
         shown = min(_MOST, len(cell.kernels))
         out = f"out channels 0 to {shown - 1}" if shown > 1 else "the out channel"
         what = f"the first kernel of its ring and frequency, from in channel {cell.channels[0][1]} to {out}"
-    beyond = " The pixel of r = 0 is beyond the scale." if clipped else ""
+    beyond = " r = 0 is beyond the scale." if clipped else ""
     return f"Each cell: {what}; below it in irrep → out irrep.{beyond}"
 
 

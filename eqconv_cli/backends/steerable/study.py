@@ -37,6 +37,8 @@ from eqconv_cli.studies import (
 TOLERANCE = 1e-12
 #: Numbers of all kernels at the test points beyond which only generators of the group are looked at, and none.
 _ALL_ELEMENTS, _GENERATORS = 200_000_000, 30_000_000
+#: The largest kernel that is looked at, its numbers, and the numbers of all kernels at a point: what memory holds.
+_LARGEST_SIDE, _LARGEST_KERNEL, _LARGEST_BASIS = 101, 2**22, 2**27
 #: About as many points as ``continuous_errors`` takes.
 _POINTS = 32
 
@@ -108,7 +110,15 @@ def plan_of(request: BasisRequest) -> Plan:
     in_type = _named("--in", lambda: FieldType(space, (_one(parse_fields(request.in_fields, group)),)))
     out_type = _named("--out", lambda: FieldType(space, (_one(parse_fields(request.out_fields, group)),)))
     sigma = request.sigma
-    return _named(
+    side, channels = request.kernel_size, in_type.size * out_type.size
+    if side > _LARGEST_SIDE:
+        raise UsageError(f"--kernel-size {side}: allowed: 1 to {_LARGEST_SIDE}")
+    if channels * side**2 > _LARGEST_KERNEL:
+        raise UsageError(
+            f"--in and --out have {in_type.size} and {out_type.size} channels: allowed for --kernel-size {side}: a "
+            f"product of at most {_LARGEST_KERNEL // side**2}"
+        )
+    plan = _named(
         "basis",
         lambda: make_plan(
             in_type,
@@ -121,6 +131,12 @@ def plan_of(request: BasisRequest) -> Plan:
             maximum_offset=request.maximum_offset,
         ),
     )
+    if plan.weights_size * channels > _LARGEST_BASIS:
+        raise UsageError(
+            f"--kernel-size {side}: {plan.weights_size} kernels of {out_type.size} x {in_type.size} channels: allowed: "
+            f"{_LARGEST_BASIS // channels} kernels; fewer rings or a lower --cutoff leave fewer"
+        )
+    return plan
 
 
 def arrays(request: BasisRequest) -> dict[str, npt.NDArray[Any]]:
