@@ -1,5 +1,4 @@
-/* The table of a layer on the CPU: checked, and the pairs of fields of each type in groups, one lane of a vector a pair.
- */
+/* The table of a layer on the CPU: checked, and the pairs of fields of each type in groups, a lane of a vector each. */
 #ifndef EQC_STEERABLE_LAYER_H
 #define EQC_STEERABLE_LAYER_H
 
@@ -132,7 +131,8 @@ class Layer {
         for (int64_t t = 0; t < a.types; ++t) {
             const int32_t* record = a.table + t * EQC_ST_RECORD;
             const int64_t size = int64_t(record[EQC_ST_OUT_SIZE]) * record[EQC_ST_IN_SIZE];
-            most_elements = larger(most_elements, record[EQC_ST_ELEMENTS]);
+            /* A type that needs more weights than there are has no pairs. */
+            most_elements = larger(most_elements, smaller(record[EQC_ST_ELEMENTS], a.weights_size));
             most_images_ = larger(most_images_, direct(a) ? 0 : size);
             all_images_ += direct(a) ? 0 : size;
         }

@@ -93,8 +93,8 @@ class Permutations {
         }
 #endif
         if (number == 0) std::memset(rows, 0, size_t(count * step()) * sizeof(T));
-        for (int64_t k = 0; k < number; ++k)
-            k == 0 ? gather_image<false>(images[k], count, from, rows) : gather_image<true>(images[k], count, from, rows);
+        if (number > 0) gather_image<false>(images[0], count, from, rows);
+        for (int64_t k = 1; k < number; ++k) gather_image<true>(images[k], count, from, rows);
     }
 
    private:

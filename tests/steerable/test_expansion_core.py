@@ -242,7 +242,11 @@ BAD_BY_HARMONICS = {
     "first permutation": swap_identity,
 }
 BAD = [
-    *(pytest.param(change, direct, id=f"{name}-{direct}") for name, change in BAD_ANYWHERE.items() for direct in (0, 1)),
+    *(
+        pytest.param(change, direct, id=f"{name}-{direct}")
+        for name, change in BAD_ANYWHERE.items()
+        for direct in (0, 1)
+    ),
     *(pytest.param(change, 0, id=name) for name, change in BAD_BY_HARMONICS.items()),
     pytest.param(set_record(3, 1), 1, id="rows directly"),
     pytest.param(set_record(5, 1), 1, id="slots directly"),
