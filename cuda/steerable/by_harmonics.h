@@ -57,15 +57,18 @@ class ByHarmonics {
         const Type<T>& type = layer.type(group);
         const Room room = room_of(thread);
         load_weights(layer, group, type.elements, room.tile);
-        const auto to = [&](int64_t q) EQC_INLINE_LAMBDA { return layer.filter(group.pairs[q]); };
         for (int64_t first = 0; first < type.rows; first += block) {
             const int64_t count = smaller(block, type.rows - first);
             sum_slots(type, first, count, room);
-            for (int64_t r = 0; r < count; ++r) {
-                sum_harmonics(type, group.count, room.coefficients + r * lanes, count * lanes, room.rows);
-                const Image* end = type.images + type.first[first + r + 1];
-                for (const Image* image = type.images + type.first[first + r]; image != end; ++image)
-                    permutations.spread(*image, group.count, room.rows, to);
+            for (int64_t q = 0; q < group.count; q += together) {
+                const int64_t some = smaller(together, group.count - q);
+                const auto to = [&](int64_t k) EQC_INLINE_LAMBDA { return layer.filter(group.pairs[q + k]); };
+                for (int64_t r = 0; r < count; ++r) {
+                    sum_harmonics(type, room.coefficients + r * lanes + q, count * lanes, room.rows);
+                    const Image* end = type.images + type.first[first + r + 1];
+                    for (const Image* image = type.images + type.first[first + r]; image != end; ++image)
+                        permutations.spread(*image, some, room.rows, to);
+                }
             }
         }
     }
@@ -96,6 +99,8 @@ class ByHarmonics {
 #else
     static constexpr int registers = 8;
 #endif
+    /* Pairs whose filters are written by turns. */
+    static constexpr int together = registers / 2 < lanes ? registers / 2 : lanes;
 
     /* A thread's part of the workspace. */
     struct Room {
@@ -166,18 +171,13 @@ class ByHarmonics {
             for (int v = 0; v < N; ++v) store(to + q * permutations.step() + v * lanes, sum[q][v]);
     }
 
-    /* rows[q, p] = sum over k of coefficients[k, q] · harmonic[index(k), p] for one row of every pair */
-    void sum_harmonics(const Type<T>& type, int64_t pairs, const T* coefficients, int64_t step, T* rows) const {
-        constexpr int one = registers < lanes ? registers : lanes, two = registers / 2 < lanes ? registers / 2 : lanes;
-        for (int64_t v = 0; v < permutations.vectors; v += 2) {
+    /* rows[q, p] = sum over k of coefficients[k, q] · harmonic[index(k), p] for one row of `together` pairs */
+    void sum_harmonics(const Type<T>& type, const T* coefficients, int64_t step, T* rows) const {
+                for (int64_t v = 0; v < permutations.vectors; v += 2) {
             const T* harmonic = by_harmonic_ + v * lanes;
             T* to = rows + v * lanes;
-            if (v + 1 < permutations.vectors)
-                for (int64_t q = 0; q < pairs; q += two)
-                    sum_harmonics_of<two, 2>(type, coefficients + q, step, harmonic, to + q * permutations.step());
-            else
-                for (int64_t q = 0; q < pairs; q += one)
-                    sum_harmonics_of<one, 1>(type, coefficients + q, step, harmonic, to + q * permutations.step());
+            v + 1 < permutations.vectors ? sum_harmonics_of<together, 2>(type, coefficients, step, harmonic, to)
+                                         : sum_harmonics_of<together, 1>(type, coefficients, step, harmonic, to);
         }
     }
 

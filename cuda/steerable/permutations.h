@@ -149,6 +149,7 @@ class Permutations {
 
     template <bool negative, class To>
     EQC_INLINE void spread_signed(const Image& image, int64_t count, const T* rows, const To& to) const {
+        if (vectors == 2) return spread_pair<negative>(image, count, rows, to);
         for (int64_t v = 0; v < vectors; ++v) {
             const int64_t entry = image.permutation * vectors + v, at = start(v);
             const Places<T> places = places_[entry];
@@ -163,6 +164,20 @@ class Permutations {
                 else
                     store_first(target, value, int(pixels));
             }
+        }
+    }
+
+    /* Rows of two vectors. */
+    template <bool negative, class To>
+    EQC_INLINE void spread_pair(const Image& image, int64_t count, const T* rows, const To& to) const {
+        const Places<T> first = places_[2 * image.permutation], second = places_[2 * image.permutation + 1];
+        const int64_t offset = image.offset, end = pixels - lanes;
+        for (int64_t q = 0; q < count; ++q, rows += 2 * lanes) {
+            V low = load(rows), high = load(rows + lanes);
+            if (negative) low = -low, high = -high;
+            T* target = to(q) + offset;
+            store(target, picked<T>(low, high, first));
+            store(target + end, picked<T>(low, high, second));
         }
     }
 
