@@ -135,36 +135,66 @@ class Permutations {
             }
     }
 
-    /* Vector v of a permuted row; load(k) is vector k of the row. */
-    template <class Load>
-    EQC_INLINE V permuted(const Places<T>& places, const Pick* picks, const Load& vector) const {
-        const int64_t first = 2 * picks[0].pair;
-        V row = picked<T>(vector(first), vector(first + 1), places);
-        for (int64_t k = 1; k < pairs && picks[k].pair >= 0; ++k) {
-            const int64_t next = 2 * picks[k].pair;
-            row = blended<T>(picks[k].mask, row, picked<T>(vector(next), vector(next + 1), places));
+    /* How a vector of a permuted row comes about from N pairs of vectors; with N = 0 from any number. */
+    template <int N>
+    struct Recipe {
+        Places<T> places;
+        const Pick* picks;
+        int64_t number;
+        int64_t pair[N + 1];
+        uint32_t mask[N + 1];
+
+        EQC_INLINE Recipe(const Places<T>& at, const Pick* given, int64_t most) : places(at), picks(given), number(N) {
+            for (int k = 0; k < N; ++k) pair[k] = picks[k].pair, mask[k] = picks[k].mask;
+            if (N == 0)
+                while (number < most && picks[number].pair >= 0) ++number;
         }
-        return row;
+        /* from(k) is pair k of vectors. */
+        template <class From>
+        EQC_INLINE V vector(const From& from) const {
+            V row = from(N ? pair[0] : picks[0].pair, places);
+            if (N > 1) row = blended<T>(mask[1 % (N + 1)], row, from(pair[1 % (N + 1)], places));
+            if (N > 2) row = blended<T>(mask[2 % (N + 1)], row, from(pair[2 % (N + 1)], places));
+            if (N == 0)
+                for (int64_t k = 1; k < number; ++k) row = blended<T>(picks[k].mask, row, from(picks[k].pair, places));
+            return row;
+        }
+    };
+
+    /* Calls body(v, recipe) for the vectors of a permuted row. */
+    template <class Body>
+    EQC_INLINE void for_vectors(int32_t permutation, const Body& body) const {
+        for (int64_t v = 0; v < vectors; ++v) {
+            const int64_t entry = permutation * vectors + v;
+            const Pick* picks = picks_ + entry * pairs;
+            if (pairs == 1 || picks[1].pair < 0)
+                body(v, Recipe<1>(places_[entry], picks, pairs));
+            else if (pairs == 2 || picks[2].pair < 0)
+                body(v, Recipe<2>(places_[entry], picks, pairs));
+            else if (pairs == 3 || picks[3].pair < 0)
+                body(v, Recipe<3>(places_[entry], picks, pairs));
+            else
+                body(v, Recipe<0>(places_[entry], picks, pairs));
+        }
     }
 
     template <bool negative, class To>
     EQC_INLINE void spread_signed(const Image& image, int64_t count, const T* rows, const To& to) const {
         if (vectors == 2) return spread_pair<negative>(image, count, rows, to);
-        for (int64_t v = 0; v < vectors; ++v) {
-            const int64_t entry = image.permutation * vectors + v, at = start(v);
-            const Places<T> places = places_[entry];
-            const Pick* picks = picks_ + entry * pairs;
-            for (int64_t q = 0; q < count; ++q) {
-                const T* row = rows + q * step();
-                V value = permuted(places, picks, [&](int64_t k) EQC_INLINE_LAMBDA { return load(row + k * lanes); });
+        for_vectors(image.permutation, [&](int64_t v, const auto& recipe) EQC_INLINE_LAMBDA {
+            const int64_t offset = image.offset + start(v);
+            const T* row = rows;
+            for (int64_t q = 0; q < count; ++q, row += step()) {
+                V value = recipe.vector([&](int64_t k, const Places<T>& places) EQC_INLINE_LAMBDA {
+                    return picked<T>(load(row + 2 * k * lanes), load(row + (2 * k + 1) * lanes), places);
+                });
                 if (negative) value = -value;
-                T* target = to(q) + image.offset + at;
                 if (pixels >= lanes)
-                    store(target, value);
+                    store(to(q) + offset, value);
                 else
-                    store_first(target, value, int(pixels));
+                    store_first(to(q) + offset, value, int(pixels));
             }
-        }
+        });
     }
 
     /* Rows of two vectors. */
@@ -204,18 +234,16 @@ class Permutations {
     template <bool add, class From>
     EQC_INLINE void gather_image(const Image& image, int64_t count, const From& from, T* rows) const {
         const T sign = T(image.sign);
-        for (int64_t v = 0; v < vectors; ++v) {
-            const int64_t entry = image.permutation * vectors + v;
-            const Places<T> places = places_[entry];
-            const Pick* picks = picks_ + entry * pairs;
-            for (int64_t q = 0; q < count; ++q) {
+        for_vectors(image.permutation, [&](int64_t v, const auto& recipe) EQC_INLINE_LAMBDA {
+            T* target = rows + v * lanes;
+            for (int64_t q = 0; q < count; ++q, target += step()) {
                 const T* row = from(q) + image.offset;
-                const V value =
-                    sign * permuted(places, picks, [&](int64_t k) EQC_INLINE_LAMBDA { return load_filter(row, k); });
-                T* target = rows + q * step() + v * lanes;
-                store(target, add ? load(target) + value : value);
+                const V value = recipe.vector([&](int64_t k, const Places<T>& places) EQC_INLINE_LAMBDA {
+                    return picked<T>(load_filter(row, 2 * k), load_filter(row, 2 * k + 1), places);
+                });
+                store(target, add ? load(target) + sign * value : sign * value);
             }
-        }
+        });
     }
 #else
     template <class Start, class Slot>
