@@ -43,6 +43,9 @@ inline std::string set_sizes(const int64_t* sizes, size_t number, eqc_expansion&
                    ": 0 to 2^31 - 1 is allowed";
         *fields[k].place = sizes[k];
     }
+    if (a.types > a.table_size / EQC_ST_RECORD)
+        return "sizes: table_size is " + std::to_string(a.table_size) + ": " + std::to_string(a.types) +
+               " types have more numbers";
     // Two factors of 31 bits fit into int64, three of them need not.
     const int64_t most_entries = int64_t(1) << 40;
     if (a.pixels > 0 && a.out_channels * a.in_channels > most_entries / a.pixels)

@@ -20,6 +20,8 @@ Fields = Mapping[str, Any]
 
 #: The sizes of a layer, named as in the struct.
 _SIZES = [field.name for field in fields(Packed) if field.name not in ("words", "reals", "direct")]
+#: EQC_ST_RECORD.
+_RECORD = 8
 #: What the struct says of a layer in one dtype, made once.
 _known: WeakKeyDictionary[Packed, dict[np.dtype[Any], Fields]] = WeakKeyDictionary()
 
@@ -107,6 +109,8 @@ def _unpacked(packed: Packed, dtype: np.dtype[Any]) -> Fields:
     negative = {name: size for name, size in sizes.items() if size < 0}
     if negative:
         raise ValueError(f"packed has sizes below 0: {negative}")
+    if packed.types > packed.table_size // _RECORD:
+        raise ValueError(f"packed.table_size is {packed.table_size}: {packed.types} types have more numbers")
     return {
         **sizes,
         **_parts("words", packed.words, words),

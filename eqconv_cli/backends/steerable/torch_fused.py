@@ -62,28 +62,23 @@ def expand(packed: PackedTensors, weights: Tensor, settings: Fused) -> Tensor:
     if torch.compiler.is_compiling():
         _ready(place)
         return cast(Tensor, torch.ops.eqconv.expand_forward.default(weights, *tables))
-    pair = _operators(place)
-    if forward_ad._current_level >= 0:
-        primal, tangent = forward_ad.unpack_dual(weights)
-        if tangent is not None:
-            return forward_ad.make_dual(_mapped(*pair, primal, tables), _mapped(*pair, tangent, tables))
-    return _mapped(*pair, weights, tables)
+    return _mapped(*_operators(place), weights, tables)
 
 
 def _mapped(operator: Any, transposed: Any, real: Tensor, tables: tuple[Any, ...]) -> Tensor:
     """An operator that is linear in ``real``, with its transpose for derivatives."""
+    # What is registered for the operator's gradient is Python code that costs more than a small layer, and that
+    # transforms (torch.func) do not take.
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return cast(Tensor, operator(real, *tables))
-    # What is registered for the operator's gradient is Python code that costs more than a small layer, the more when
-    # something is recorded. Outside compilers and transforms it is not needed.
-    if torch.is_grad_enabled() and real.requires_grad:
+        return cast(Tensor, _Transformed.apply(operator, transposed, real, tables))
+    if (torch.is_grad_enabled() and real.requires_grad) or forward_ad._current_level >= 0:
         return cast(Tensor, _Recorded.apply(operator, transposed, real, tables))
     with torch._C._AutoDispatchBelowAutograd():
         return cast(Tensor, operator(real, *tables))
 
 
 class _Recorded(torch.autograd.Function):
-    """An operator with its registered gradient, at a fraction of the cost."""
+    """An operator with its derivatives, at a fraction of the cost of those that are registered."""
 
     @staticmethod
     def forward(ctx: Any, operator: Any, transposed: Any, real: Tensor, tables: tuple[Any, ...]) -> Tensor:
@@ -94,6 +89,29 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, _mapped(ctx.transposed, ctx.operator, cotangents[0], ctx.tables), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _mapped(ctx.operator, ctx.transposed, tangents[2], ctx.tables)
+
+
+class _Transformed(torch.autograd.Function):
+    """The same as transforms need it, which costs more."""
+
+    backward, jvp = _Recorded.backward, _Recorded.jvp
+
+    @staticmethod
+    def forward(operator: Any, transposed: Any, real: Tensor, tables: tuple[Any, ...]) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast(Tensor, operator(real, *tables))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operator, ctx.transposed, _, ctx.tables = inputs
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        raise NotImplementedError(_NO_VMAP)
 
 
 @constant
