@@ -190,7 +190,6 @@ def test_missing_kernels_are_named(monkeypatch):
     monkeypatch.setattr(kernels, "missing", lambda target: [f"{target} is not built"])
     for cached in (doors.missing_kernels, tensorflow_doors.operators, tensorflow_doors.library):
         cached.cache_clear()
-    tensorflow_fused._operator.cache_clear()
     tables, weights, *_ = uploaded(True)
     try:
         assert tensorflow_doors.missing_operators(Fused(), "/CPU:0") == ["tensorflow is not built", "cpu is not built"]

@@ -184,14 +184,14 @@ def test_functional_transforms(direct):
 @OPERATORS
 def test_vmap_is_refused(name):
     real, *tables = arguments_of(name, gradient=False)
-    with pytest.raises(NotImplementedError, match="not vectorised by .*: a layer has one"):
+    with pytest.raises(NotImplementedError, match=r"not vectorised by .*: a layer has one"):
         torch.vmap(lambda real: overload_of(name)(real, *tables))(torch.stack([real, real]))
 
 
 @built
 def test_vmap_of_a_layer_is_refused():
     tables, weights, *_ = uploaded(False)
-    with pytest.raises(NotImplementedError, match="not vectorised by .*: a layer has one"):
+    with pytest.raises(NotImplementedError, match=r"not vectorised by .*: a layer has one"):
         torch.vmap(lambda weights: torch_fused.expand(tables, weights, Fused()))(torch.stack([weights, weights]))
 
 
