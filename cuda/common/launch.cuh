@@ -1,5 +1,5 @@
-/* What the host's side of operations on CUDA needs: products and ranges of sizes, grids, bytes that are set, and the public
- * functions.
+/* What the host's side of operations on CUDA needs: products and ranges of sizes, grids, bytes that are set, and the
+ * public functions.
  */
 #ifndef EQC_LAUNCH_CUH
 #define EQC_LAUNCH_CUH

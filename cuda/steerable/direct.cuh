@@ -1,5 +1,5 @@
 /* The expansion by the sampled basis and its transpose, in units of work of a warp: products of the weights of several
- * pairs of one type with the basis [elements, out size · in size · pixels], whose numbers are read once for all of them.
+ * pairs of one type with the basis [elements, out size · in size · pixels], which is read once for all of them.
  */
 #ifndef EQC_STEERABLE_DIRECT_CUH
 #define EQC_STEERABLE_DIRECT_CUH
@@ -8,11 +8,10 @@
 
 namespace eqc::steerable {
 
-constexpr int kExpanded = 16;                 // pairs of a unit of the expansion
-constexpr int kElements = 32;                 // of a pair that a warp holds at a time
-constexpr int kWeightPitch = kExpanded + 4;   // a 16-byte step of bank from element to element
-
-constexpr int kGatheredPairs = 8;  // of a unit of the transpose
+constexpr int kExpanded = 16;                // pairs of a unit of the expansion
+constexpr int kElements = 32;                // of a pair whose weights a warp holds at a time
+constexpr int kWeightPitch = kExpanded + 4;  // a 16-byte step of bank from element to element
+constexpr int kGatheredPairs = 8;            // of a unit of the transpose
 
 /* Number `number` of a pair's block, from the block's first number in the filter: its rows are not neighbours there. */
 template <class T>
@@ -101,13 +100,11 @@ __global__ void __launch_bounds__(kThreads) expand_basis(Layer<T> p) {
 template <int kTogether, class T>
 __device__ __forceinline__ void gather_elements(const Layer<T>& p, const Tile& tile, const Type& type, int field,
                                                 int fields, int element, int numbers) {
-    constexpr int kEach = 32 / kGatheredPairs;  // elements whose sums make a full warp
-    static_assert(kTogether % kEach == 0, "whole warps");
     const auto filter = p.filter_read();
     const auto values = p.values_view() + type.values;
     const int lane = int(threadIdx.x) % 32;
     const int length = type.in_size * p.pixels;
-    T sum[kTogether / kEach][32] = {};
+    T sum[kTogether][kGatheredPairs] = {};
     for (int number = lane; number < numbers; number += 32) {
         const int place = place_in_filter(p, length, number);
         T given[kGatheredPairs];
@@ -121,18 +118,20 @@ __device__ __forceinline__ void gather_elements(const Layer<T>& p, const Tile& t
                 element + b < type.elements ? T(values[int64_t(element + b) * numbers + number]) : T(0);
 #pragma unroll
             for (int k = 0; k < kGatheredPairs; ++k) {
-                sum[b / kEach][k * kEach + b % kEach] += given[k] * value;
+                sum[b][k] += given[k] * value;
             }
         }
     }
     const auto weights = p.weights_written();
-    const int own_pair = lane / kEach;
 #pragma unroll
-    for (int part = 0; part < kTogether / kEach; ++part) {
-        const T total = group_sums<32>(sum[part], lane);
-        const int own = element + part * kEach + lane % kEach;
-        if (own_pair < fields && own < type.elements) {
-            weights[int(tile.weight[field + own_pair]) + own] = total;
+    for (int b = 0; b < kTogether; ++b) {
+        T total = group_sums<kGatheredPairs>(sum[b], lane);
+#pragma unroll
+        for (int distance = kGatheredPairs; distance < 32; distance *= 2) {
+            total += __shfl_xor_sync(kAllLanes, total, distance);
+        }
+        if (lane < fields && element + b < type.elements) {
+            weights[int(tile.weight[field + lane]) + element + b] = total;
         }
     }
 }

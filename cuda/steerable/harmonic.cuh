@@ -14,14 +14,17 @@ namespace eqc::steerable {
 
 /* An image that is to be written or read. */
 struct alignas(8) Image {
-    int32_t to;    // first pixel in the filter, -1: none
-    int32_t what;  // permutation, column, and whether it is negative: `kWhat`
+    int32_t to;     // first pixel in the filter, -1: none
+    uint32_t what;  // permutation, column, and in the last bit whether it is negative
 };
-constexpr int kImageColumn = 2;        // times the column, which is below 32, plus 1 if negative
-constexpr int kImagePermutation = 64;  // times the permutation
+constexpr unsigned kImageColumn = 2;        // times the column, which is below 32
+constexpr unsigned kImagePermutation = 64;  // times the permutation
+
+template <class T>
+constexpr int kBlocks = sizeof(T) == 4 ? 8 : 5;  // at least, on a multiprocessor
 
 constexpr int kGathered = 256;     // weights of slots that a warp holds
-constexpr int kImages = 128;       // images that a warp holds
+constexpr int kImages = 64;        // images that a warp holds
 constexpr int kAccumulated = 512;  // gradients of weights that a warp holds
 
 /* Sizes of chunks, and where they are in shared memory: the harmonics (if `staged`), then a part for each warp. */
@@ -205,8 +208,9 @@ __device__ __forceinline__ Image find_image(const Layer<T>& p, const Tile& tile,
     const auto from = p.table_view() + type.images + 4 * int64_t(image);
     const int row = tile.out_channel + int(from[0]);
     const int across = int(tile.channel[field]) + int(from[1]);
+    const unsigned negative = int(from[2]) < 0 ? 1 : 0;
     return {(row * p.in_channels + across) * p.pixels,
-            int(from[3]) * kImagePermutation + column * kImageColumn + (int(from[2]) < 0 ? 1 : 0)};
+            unsigned(int(from[3])) * kImagePermutation + unsigned(column) * kImageColumn + negative};
 }
 
 /* Calls visit(image, pixel of the filter, pixel of the function) for the pixels of `count` images of the warp that are
@@ -222,10 +226,10 @@ __device__ __forceinline__ void visit_pixels(const Layer<T>& p, const Chunks& c,
 #pragma unroll 4
     for (int item = lane; item < count * p.pixels; item += 32) {
         const Image image = images[which];
-        const int at = image.what / kImagePermutation;
-        const int q = (at == 0 ? pixel : p.permutation[at * p.pixels + pixel]) - q0;
+        const int moved = int(image.what / kImagePermutation);
+        const int q = (moved == 0 ? pixel : p.permutation[moved * p.pixels + pixel]) - q0;
         if (image.to >= 0 && unsigned(q) < unsigned(c.pixels)) {
-            visit(image, pixel, image.what % kImagePermutation / kImageColumn * c.pitch + q);
+            visit(image, pixel, int(image.what % kImagePermutation / kImageColumn) * c.pitch + q);
         }
         which += down;
         pixel += across;
@@ -269,7 +273,7 @@ __device__ __forceinline__ void write_images(const Layer<T>& p, const Chunks& c,
 }
 
 template <class T, int kColumns, bool kStaged>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 8 : 4) expand_harmonics(Layer<T> p, Chunks c) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) expand_harmonics(Layer<T> p, Chunks c) {
     Tile tile = sort_tile(p);
     stage_harmonics(p, c);
     __syncthreads();
@@ -340,7 +344,7 @@ __device__ __forceinline__ void gather_images(const Layer<T>& p, const Chunks& c
         if (column < part.columns()) {
             own.images[column] = k < row.count
                                      ? find_image(p, tile, type, part.at + field, row.first + k, column)
-                                     : Image{-1, 0};
+                                     : Image{-1, 0u};
         }
         __syncwarp();
         visit_pixels(p, c, q0, part.columns(), own.images, [&](const Image& image, int pixel, int to) {
@@ -439,7 +443,6 @@ __device__ __forceinline__ void gather_weights(const Layer<T>& p, const Type& ty
                         own.numbers[field * held + element] += sum;
                     }
                 }
-                __syncwarp();
             }
         }
         __syncwarp();
@@ -524,7 +527,7 @@ __device__ __forceinline__ void gather_by_warp(const Layer<T>& p, const Chunks& 
 }
 
 template <class T, int kColumns, bool kStaged>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 8 : 4) gather_harmonics(Layer<T> p, Chunks c) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) gather_harmonics(Layer<T> p, Chunks c) {
     Tile tile = sort_tile(p);
     stage_harmonics(p, c);
     __syncthreads();

@@ -2,8 +2,8 @@
  *
  * The floor is one write of the filter (transposed: one read) beside the few weights; by harmonics, on top of it, two
  * small products for each pair of fields that never leave the multiprocessor. Either is one launch for all pairs of all
- * types: a block has an out field and a tile of in fields, and its warps take units of work of any of their types, which
- * they find in the table. The host knows only the sizes of the layer, so shared memory is dealt out by those.
+ * types: a block has an out field and a tile of in fields, and its warps take units of work of any of their types, as
+ * the table says. The host knows only the sizes of the layer, so shared memory is dealt out by those.
  */
 #include <algorithm>
 
