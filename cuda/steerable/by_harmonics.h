@@ -216,7 +216,7 @@ class ByHarmonics {
         }
     }
 
-    /* tile[element(j)] += sum over r of value[j, first + r] · coefficients[index(k), r] for the slots j of harmonic k */
+    /* tile[element(j)] += sum over r of value[j, first + r] · coefficients[index(k), r] for slots j of harmonic k */
     void sum_rows(const Type<T>& type, int64_t first, int64_t count, const Room& room) const {
         for (int64_t k = 0; k < type.harmonics; ++k) {
             const int32_t* used = type.used + 3 * k;
