@@ -29,7 +29,10 @@ enum eqc_st_flags {
  *   expand_forward: the filter, all of it. expand_backward: weights = the transposed map of the filter, all of them.
  *
  * Each weight belongs to one pair, and each (o, i) of a block is an image of one row, so nothing is summed in an order
- * that could change. */
+ * that could change.
+ *
+ * On the CPU each call checks every number of the table, the pairs, the starts and the permutations, and that the pairs
+ * have weights_size weights together; that no two share one is the caller's to see to. */
 typedef struct eqc_expansion {
     int64_t out_fields;
     int64_t in_fields;
