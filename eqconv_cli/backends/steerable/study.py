@@ -262,7 +262,8 @@ def _errors(basis: SteerableBasis, space: Space, seed: int) -> tuple[Equivarianc
         chosen = (*elements[1:2], *(elements[len(elements) // 2 :][:1] if space.group.flips else ()))
     if numbers > _GENERATORS:
         chosen = ()
-    continuous = {error.element: error.relative for error in continuous_errors(basis, chosen, seed)}
+    looked_at = continuous_errors(basis, chosen, seed) if chosen else ()
+    continuous = {error.element: error.relative for error in looked_at}
     made = random_filter(basis, seed)
     in_type, out_type = FieldType(space, (basis.in_rep,)), FieldType(space, (basis.out_rep,))
     x = smooth_input(basis.in_rep.size, seed=seed)
