@@ -169,9 +169,7 @@ class R2Conv(nn.Module):
             ValueError: the shape is another.
         """
         convolution.check_channels(x.shape, 1, self.in_type)
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weights.dtype
-        filter, bias, padding = self._filter(dtype), self.expanded_bias, self.padding
+        filter, bias, padding = self._filter(_computed_in(self.weights)), self.expanded_bias, self.padding
         if self.padding_mode != "zeros":
             rows, columns = padding
             x, padding = F.pad(x, (columns, columns, rows, rows), self.padding_mode), (0, 0)
@@ -182,7 +180,12 @@ class R2Conv(nn.Module):
         weights = self.weights
         # A compiler would take what is kept for a constant; parameters that are lent for one call (functional_call,
         # data parallelism) are no Parameters; tensors made in inference mode do not count their changes.
-        if self.training or torch.compiler.is_compiling() or type(weights) is not nn.Parameter or weights.is_inference():
+        if (
+            self.training
+            or torch.compiler.is_compiling()
+            or type(weights) is not nn.Parameter
+            or weights.is_inference()
+        ):
             return self._expanded(weights, dtype)
         state = _State.of(weights)
         if self._kept is None or self._kept.weights is not weights or self._kept.state != state:
@@ -198,8 +201,7 @@ class R2Conv(nn.Module):
     def _expanded(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         # Sums of the weights are taken in float32 or float64, whatever the dtype of the filter.
         wide = weights.float() if weights.dtype in _HALVES else weights
-        with torch.autocast(wide.device.type, enabled=False):
-            return expand(self.plan, wide, algorithm=self.expansion).to(dtype)
+        return expand(self.plan, wide, algorithm=self.expansion).to(dtype)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
         """The shape of the output for an input [B, C, H, W].
@@ -256,6 +258,14 @@ class R2Conv(nn.Module):
 SteerableConv2d = R2Conv
 
 
+def _computed_in(weights: Tensor) -> torch.dtype:
+    """The dtype in which a convolution computes: that of autocast where it is on, which leaves float64 alone."""
+    kind = weights.device.type
+    if weights.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weights.dtype
+
+
 class _State(NamedTuple):
     """What changes with the values of weights."""
 
@@ -289,6 +299,4 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
         (cotangent,) = cotangents
         wide = cotangent.float() if cotangent.dtype in _HALVES else cotangent
-        with torch.autocast(wide.device.type, enabled=False):
-            made = expand_backward(ctx.layer.plan, wide, algorithm=ctx.layer.expansion)
-        return made.to(ctx.dtype), None, None
+        return expand_backward(ctx.layer.plan, wide, algorithm=ctx.layer.expansion).to(ctx.dtype), None, None
