@@ -13,6 +13,8 @@ COMPOSITIONS = ("dense", "dense_direct", "irreps_loop", "irreps_vec", "packed", 
 #: Compiled.
 COMPILED = ("fused", "fused_orbit", "fused_direct")
 ALGORITHMS = (*COMPOSITIONS, *COMPILED)
+#: What "auto" is where the kernels can compute, and where they cannot.
+AUTO, AUTO_COMPOSITION = "fused_orbit", "harmonic"
 FLOATS = ("float32", "float64")
 
 
@@ -40,9 +42,9 @@ def choose(
     reasons = missing(how)
     if algorithm == "auto":
         if not reasons:
-            return "fused_orbit", how
+            return AUTO, how
         if settings is None:
-            return "harmonic", None
+            return AUTO_COMPOSITION, None
     if reasons:
         raise Unavailable(f"algorithm={algorithm!r}", reasons)
     return algorithm, how
