@@ -1,25 +1,20 @@
-"""What the compositions multiply weights with, as arrays of the layout in which they do, and where the results go.
+"""What the compositions of PyTorch and TensorFlow read of a plan, in the layout in which they multiply it.
 
-PyTorch and TensorFlow convert these arrays once for each plan, algorithm, dtype and device, and keep them as long as
-the plan lives.
+Both convert these arrays once for each plan, algorithm, dtype and device, and keep them with the plan.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from eqconv_cli.backends.steerable import tables
 from eqconv_cli.backends.steerable.basis import Harmonic, SteerableBasis, sampled
-from eqconv_cli.backends.steerable.fields import FieldType
-from eqconv_cli.backends.steerable.orbits import pixel_permutations, row_orbits
 from eqconv_cli.backends.steerable.plan import PairType, Plan
-
-T = TypeVar("T")
 
 #: Of NumPy here, of a framework after :func:`converted`.
 Array = Any
@@ -142,30 +137,14 @@ def layer_constants(plan: Plan, algorithm: str) -> Layer:
         "orbit": _orbit,
     }
     make, sampling, space = makers[algorithm], plan.sampling, plan.out_type.space
-    only = plan.pairs[0]
-    fields = (len(plan.out_type.representations), len(plan.in_type.representations))
     return Layer(
         plan.weights_size,
         plan.filter_shape,
-        (len(only.out_fields), len(only.in_fields)) == fields,
-        tuple(_place(plan, pair) for pair in plan.pairs),
+        len(plan.pairs) == 1 and tables.covers(plan),
+        tuple(_place(pair, place) for pair, place in zip(plan.pairs, tables.places(plan), strict=True)),
         tuple(make(pair.basis) for pair in plan.pairs),
         sampled(space, sampling, harmonics, sampling.points()) if algorithm == "harmonic" else None,
     )
-
-
-_KEPT: WeakKeyDictionary[Plan, dict[Hashable, Any]] = WeakKeyDictionary()
-
-
-def kept(plan: Plan, key: Hashable, make: Callable[[], T]) -> T:
-    """What ``make`` gives, made once for each key as long as the plan lives."""
-    made = _KEPT.get(plan)
-    if made is None:
-        made = _KEPT.setdefault(plan, {})
-    if key not in made:
-        made[key] = make()
-    found: T = made[key]
-    return found
 
 
 def converted(constants: Any, convert: Callable[[npt.NDArray[Any]], Any]) -> Any:
@@ -178,16 +157,11 @@ def converted(constants: Any, convert: Callable[[npt.NDArray[Any]], Any]) -> Any
     return constants
 
 
-def _place(plan: Plan, pair: PairType) -> Place:
+def _place(pair: PairType, place: tables.Place) -> Place:
     so, si, _ = pair.basis.block_shape
-    rows, columns = _channels(plan.out_type, pair.out_fields), _channels(plan.in_type, pair.in_fields)
+    rows, columns = place.rows.ravel().astype(np.int64), place.columns.ravel().astype(np.int64)
     end = pair.start + pair.weights
     return Place(pair.start, end, *pair.shape, so, si, _range(rows), _range(columns), rows, columns)
-
-
-def _channels(fields: FieldType, positions: Sequence[int]) -> npt.NDArray[np.int64]:
-    ranges = [np.arange(fields.starts[position], fields.starts[position + 1]) for position in positions]
-    return np.concatenate(ranges, dtype=np.int64)
 
 
 def _range(channels: npt.NDArray[np.int64]) -> tuple[int, int] | None:
@@ -209,16 +183,16 @@ def _dense_by_rows(basis: SteerableBasis) -> Dense:
 
 
 def _irreps_loop(basis: SteerableBasis) -> IrrepsLoop:
-    members: dict[tuple[int, int], list[int]] = {}
-    for element in basis.elements:
-        members.setdefault((element.oo, element.ii), []).append(element.idx)
-    pairs = []
-    for (oo, ii), ids in members.items():
-        height, width = basis.elements[ids[0]].shape
-        row, column = basis.out_rep.offsets[oo], basis.in_rep.offsets[ii]
-        values = np.ascontiguousarray(basis.padded[ids, row : row + height, column : column + width])
-        pairs.append(IrrepPair((row, row + height), (column, column + width), np.array(ids, np.int64), values))
-    return IrrepsLoop(tuple(pairs), _recombination(basis))
+    pairs = tuple(
+        IrrepPair(
+            (block.rows.start, block.rows.stop),
+            (block.columns.start, block.columns.stop),
+            block.elements.astype(np.int64),
+            np.ascontiguousarray(block.values),
+        )
+        for block in tables.irrep_blocks(basis)
+    )
+    return IrrepsLoop(pairs, _recombination(basis))
 
 
 def _irreps_vec(basis: SteerableBasis) -> IrrepsVec:
@@ -228,11 +202,11 @@ def _irreps_vec(basis: SteerableBasis) -> IrrepsVec:
 
 
 def _packed(basis: SteerableBasis) -> PackedSlices:
-    values, ids = basis.packed
+    found = tables.slices(basis)
     so, si, pixels = basis.block_shape
-    found = np.maximum(ids, 0).transpose(1, 2, 0).astype(np.int64).ravel()
-    slices = np.ascontiguousarray(values.transpose(1, 2, 0, 3).reshape(so * si, len(values), pixels))
-    return PackedSlices(found, slices, _recombination(basis))
+    ids = found.elements.transpose(1, 2, 0).astype(np.int64).ravel()
+    values = found.values.transpose(1, 2, 0, 3).reshape(so * si, len(found.values), pixels)
+    return PackedSlices(ids, np.ascontiguousarray(values), _recombination(basis))
 
 
 def _compressed(basis: SteerableBasis) -> Compressed:
@@ -267,14 +241,6 @@ def _harmonics(basis: SteerableBasis, harmonics: Sequence[Harmonic]) -> Harmonic
 
 
 def _orbit(basis: SteerableBasis) -> Orbit:
-    orbits = row_orbits(basis.space, basis.in_rep, basis.out_rep)
-    so, si, pixels = basis.block_shape
-    at = np.ascontiguousarray(basis.dense[:, orbits.rows[:, 0], orbits.rows[:, 1]])
-    moved = pixel_permutations(basis.space, basis.sampling)
-    o, i, sign, number = orbits.images.T
-    row = np.repeat(np.arange(len(orbits.rows)), np.diff(orbits.first))
-    index = np.zeros((so, si, pixels), np.int64)
-    signs = np.zeros((so, si, pixels))
-    index[o, i] = row[:, None] * pixels + moved[number]
-    signs[o, i] = sign[:, None]
-    return Orbit(at.reshape(len(basis), -1), index.ravel(), None if (sign == 1).all() else signs.ravel())
+    found = tables.orbits(basis)
+    sign = None if (found.sign == 1).all() else np.broadcast_to(found.sign, basis.block_shape).ravel()
+    return Orbit(found.values.reshape(len(basis), -1), found.source.astype(np.int64), sign)

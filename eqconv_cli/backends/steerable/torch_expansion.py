@@ -9,15 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from eqconv_cli.backends.steerable import torch_fused
-from eqconv_cli.backends.steerable.algorithms import ALGORITHMS, chosen
+from eqconv_cli.backends.steerable import arguments, tables, torch_fused
+from eqconv_cli.backends.steerable.arguments import ALGORITHMS
 from eqconv_cli.backends.steerable.constants import (
     Compressed,
     Dense,
@@ -30,7 +30,6 @@ from eqconv_cli.backends.steerable.constants import (
     Place,
     Recombination,
     converted,
-    kept,
     layer_constants,
 )
 from eqconv_cli.backends.steerable.options import Fused
@@ -67,9 +66,9 @@ def expand(plan: Plan, weights: Tensor, *, algorithm: str = "auto", settings: Fu
         raise TypeError(f"weights has dtype {dtype}: allowed: float32, float64")
     name, how = _chosen(algorithm, settings, device.type)
     if how is not None:
-        packed = _packed(plan, name, dtype, device)
-        _check_weights(plan, weights, packed.sizes[8])
-        return torch_fused.expand(packed, weights, how).view(_filter_shape(plan))
+        packed, weights_size, filter_shape = _compiled(plan, name, dtype, device)
+        _check_weights(plan, weights, weights_size)
+        return torch_fused.expand(packed, weights, how).view(filter_shape)
     layer = _layer(plan, name, dtype, device)
     _check_weights(plan, weights, layer.weights_size)
     if torch.is_autocast_enabled(device.type):
@@ -109,22 +108,31 @@ def expand_backward(
 @constant
 @cache
 def _chosen(algorithm: str, settings: Fused | None, device_type: str) -> tuple[str, Fused | None]:
-    return chosen(algorithm, settings, lambda wanted: missing_operators(wanted, device_type))
+    return arguments.choose(algorithm, settings, lambda wanted: missing_operators(wanted, device_type))
+
+
+class _Compiled(NamedTuple):
+    """What a compiled algorithm needs of a plan."""
+
+    packed: torch_fused.PackedTensors
+    weights_size: int
+    filter_shape: tuple[int, int, int, int]
 
 
 @constant
-def _packed(plan: Plan, name: str, dtype: torch.dtype, device: torch.device) -> torch_fused.PackedTensors:
-    return kept(plan, ("torch", name, dtype, device), lambda: torch_fused.upload(getattr(plan, name), device, dtype))
+def _compiled(plan: Plan, name: str, dtype: torch.dtype, device: torch.device) -> _Compiled:
+    def make() -> _Compiled:
+        packed = torch_fused.upload(getattr(plan, name), device, dtype)
+        return _Compiled(packed, plan.weights_size, plan.filter_shape)
+
+    return tables.kept(plan, ("torch", name, dtype, device), make)
 
 
 @constant
 def _layer(plan: Plan, name: str, dtype: torch.dtype, device: torch.device) -> Layer:
-    return kept(plan, ("torch", name, dtype, device), lambda: _uploaded(layer_constants(plan, name), dtype, device))
-
-
-@constant
-def _filter_shape(plan: Plan) -> tuple[int, int, int, int]:
-    return kept(plan, "filter shape", lambda: plan.filter_shape)
+    return tables.kept(
+        plan, ("torch", name, dtype, device), lambda: _uploaded(layer_constants(plan, name), dtype, device)
+    )
 
 
 def _uploaded(layer: Layer, dtype: torch.dtype, device: torch.device) -> Layer:
@@ -285,8 +293,8 @@ def _direct_transposed(layer: Layer, filter: Tensor) -> Tensor:
         transposed = data.basis.transpose(1, 2)
         for field, rows in enumerate(place.row_index.view(place.outs, place.so)[:, 0].tolist()):
             given = filter[rows : rows + place.so]
-            chosen_rows = given[:, place.column_index] if place.columns is None else given[:, slice(*place.columns)]
-            fields = chosen_rows.unflatten(1, (place.ins, place.si)).flatten(2)
+            selected = given[:, place.column_index] if place.columns is None else given[:, slice(*place.columns)]
+            fields = selected.unflatten(1, (place.ins, place.si)).flatten(2)
             torch.addbmm(target[field], fields, transposed, beta=0, out=target[field])
     return made
 
