@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -48,20 +47,15 @@ def expand(packed: PackedTensors, weights: tf.Tensor, settings: Fused) -> tf.Ten
         Unavailable: the kernels are not built.
         tf.errors.InvalidArgumentError: shapes or dtypes do not fit; ValueError while tracing.
     """
-    return _operator(settings, weights.device)(
-        weights=weights,
-        words=packed.words,
-        reals=packed.reals,
+    return operators(place_of(settings, weights.device)).eqconv_expand_forward(
+        weights,
+        packed.words,
+        packed.reals,
         sizes=packed.sizes,
         flags=Flag.DIRECT * packed.direct + settings.processor_flags,
         threads=settings.threads,
         core=settings.core or "",
     )
-
-
-@cache
-def _operator(settings: Fused, device: str) -> Any:
-    return operators(place_of(settings, device)).eqconv_expand_forward
 
 
 @gradient_of("EqconvExpandForward")

@@ -72,7 +72,7 @@ def _mapped(operator: Any, transposed: Any, real: Tensor, tables: tuple[Any, ...
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return cast(Tensor, _Transformed.apply(operator, transposed, real, tables))
     if (torch.is_grad_enabled() and real.requires_grad) or forward_ad._current_level >= 0:
-        return cast(Tensor, _Recorded.apply(operator, transposed, real, tables))
+        return cast(Tensor, _record(operator, transposed, real, tables))
     with torch._C._AutoDispatchBelowAutograd():
         return cast(Tensor, operator(real, *tables))
 
@@ -93,6 +93,10 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return _mapped(ctx.operator, ctx.transposed, tangents[2], ctx.tables)
+
+
+#: Without what ``Function.apply`` does for transforms, which takes as long as a small layer.
+_record: Any = super(torch.autograd.Function, _Recorded).apply
 
 
 class _Transformed(torch.autograd.Function):
