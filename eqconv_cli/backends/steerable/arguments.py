@@ -60,5 +60,6 @@ def check_filter(name: str, shape: Sequence[int | None], plan: Plan) -> None:
     """Raises ValueError unless ``shape`` is that of the filter; an extent that a graph does not know is None."""
     wanted = plan.filter_shape
     if len(shape) != 4 or any(n is not None and n != m for n, m in zip(shape, wanted, strict=True)):
-        shown = ", ".join("?" if extent is None else str(extent) for extent in shape)
-        raise ValueError(f"{name} has shape ({shown}): expected {wanted}, [out channels, in channels / groups, k, k]")
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}: expected {wanted}, [out channels, in channels / groups, k, k]"
+        )

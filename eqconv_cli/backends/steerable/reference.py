@@ -49,7 +49,7 @@ def expansion_gradients(inputs: Arrays, cotangents: Arrays) -> Results:
 def filter_of(plan: Plan, weights: Array) -> Array:
     """The filter of a plan, [out channels, in channels / groups, k, k]."""
     made = np.zeros(plan.filter_shape)
-    for rows, columns, at, elements in _blocks(plan):
+    for rows, columns, at, elements in blocks(plan):
         made[rows, columns] = np.tensordot(weights[at], elements, 1)
     return made
 
@@ -57,12 +57,12 @@ def filter_of(plan: Plan, weights: Array) -> Array:
 def weights_gradient(plan: Plan, grad_filter: Array) -> Array:
     """The transpose of :func:`filter_of`, [n]."""
     made = np.zeros(plan.weights_size)
-    for rows, columns, at, elements in _blocks(plan):
+    for rows, columns, at, elements in blocks(plan):
         made[at] = np.tensordot(elements, grad_filter[rows, columns], 4)
     return made
 
 
-def _blocks(plan: Plan) -> Iterator[tuple[slice, slice, slice, Array]]:
+def blocks(plan: Plan) -> Iterator[tuple[slice, slice, slice, Array]]:
     """For each pair of fields its channels, its weights, and the elements of its basis [d, so, si, k, k].
 
     Weights are in the order of the names of the in field and the out field, then of the out fields, the in fields and
@@ -98,7 +98,7 @@ def sampled_elements(pair: PairType, plan: Plan) -> Array:
         block = np.zeros((k, k, *element.shape))
         for row in range(k):
             for column in range(k):
-                block[row, column] = _element(element, *_point(plan, row, column), plan.out_type.space)
+                block[row, column] = element_at(element, *_point(plan, row, column), plan.out_type.space)
         block /= math.sqrt((block**2).sum() / element.shape[0])
         out, given = _offset(basis.out_rep, element.oo), _offset(basis.in_rep, element.ii)
         left = q_out[:, out : out + element.shape[0]]
@@ -117,7 +117,7 @@ def _point(plan: Plan, row: int, column: int) -> tuple[float, float]:
     return column * step - centre, centre - row * step
 
 
-def _element(element: Attributes, x: float, y: float, space: Space) -> Array:
+def element_at(element: Attributes, x: float, y: float, space: Space) -> Array:
     """An element at a point, before it is divided by its norm."""
     r, mu, e = math.hypot(x, y), element.frequency, -1 if element.reflected else 1
     at_origin = r < ORIGIN
