@@ -215,7 +215,9 @@ def _dense(data: Dense, place: Place, weights: tf.Tensor) -> Blocks:
 
 def _dense_direct(data: Dense, place: Place, weights: tf.Tensor) -> Blocks:
     """A product for each out field and row, whose results lie as in the filter."""
-    made = tf.reshape(weights, [place.outs, 1, place.ins, place.elements]) @ data.basis
+    # TensorFlow 2.21 overwrites memory when it broadcasts one matrix against several axes of them (its issue 117700).
+    several = [place.outs, 1, place.ins, place.elements]
+    made = weights @ data.basis[0] if place.so == 1 else tf.reshape(weights, several) @ data.basis[None]
     return tf.reshape(made, [place.outs, place.so, place.ins, place.si, made.shape[-1] // place.si])
 
 
@@ -249,7 +251,7 @@ def _recombined(change: Recombination, made: tf.Tensor, place: Place) -> Blocks:
     if change.out is not None:
         made = change.out @ tf.reshape(made, [place.so, -1])
     if change.inverse is not None:
-        made = change.inverse @ tf.reshape(made, [place.so, place.si, -1])
+        made = change.inverse[None] @ tf.reshape(made, [place.so, place.si, -1])
     made = tf.reshape(made, [place.so, place.si, place.outs, place.ins, pixels])
     return tf.transpose(made, [2, 0, 3, 1, 4])
 
