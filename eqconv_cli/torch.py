@@ -43,6 +43,7 @@ from eqconv_cli.backends.feature_steered.torch_layers import FeaStConv, FeatureS
 from eqconv_cli.backends.feature_steered.torch_models import MeshSegmentation, masked_cross_entropy
 from eqconv_cli.backends.steerable.fields import FieldType, Space
 from eqconv_cli.backends.steerable.torch_layers import R2Conv, SteerableConv2d
+from eqconv_cli.backends.steerable.torch_peers import load_peer_weights
 
 __all__ = [
     "BatchNorm",
@@ -71,6 +72,7 @@ __all__ = [
     "block_pixels",
     "convert_mask_to_indices",
     "feature_steered_convolution",
+    "load_peer_weights",
     "mask_conv2d",
     "masked_conv2d",
     "masked_cross_entropy",
