@@ -21,7 +21,7 @@ pytestmark = pytest.mark.torch
 
 FIELDS = {
     "C8": ("regular+irrep:1+trivial+regular", "quotient:2+regular+irrep:2"),
-    "D4": ("irrep:1,1+regular", "regular+irrep:1,0+trivial"),
+    "D4": ("irrep:1,1+regular", "regular+irrep:1,1+regular"),
 }
 
 
@@ -93,10 +93,13 @@ def test_refused_peers() -> None:
 
 
 def e2cnn(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name in ("float", "int", "bool", "object"):
-        # Aliases that NumPy 1.24 took away and e2cnn 0.2.3 uses.
-        if name not in vars(np):
-            monkeypatch.setattr(np, name, getattr(__import__("builtins"), name), raising=False)
+    # e2cnn 0.2.3 uses aliases that NumPy 1.24 took away, and means "if needed" by copy=False, which NumPy 2 does not.
+    for alias in (float, int, bool, object):
+        monkeypatch.setattr(np, alias.__name__, alias if alias is not bool else np.bool_, raising=False)
+    plain = np.array
+    monkeypatch.setattr(
+        np, "array", lambda *given, copy=True, **more: plain(*given, copy=None if copy is False else copy, **more)
+    )
     pytest.importorskip("e2cnn")
     from e2cnn import gspaces, nn
 
@@ -142,5 +145,8 @@ def test_the_libraries_themselves(library: Any, group: str, kernel_size: int, mo
     filter, bias = peer.expand_parameters()
     torch.testing.assert_close(layer.filter, filter.view(layer.filter.shape), atol=1e-5, rtol=0)
     torch.testing.assert_close(layer.expanded_bias, bias, atol=1e-5, rtol=0)
-    if library is e2cnn:
-        assert torch.equal(layer.weights, peer.weights)
+    for pair in layer.plan.pairs if library is e2cnn else ():
+        # e2cnn finds the coordinates of a quotient by optimisation.
+        if "quotient[2]" not in (pair.in_name, pair.out_name):
+            mine = slice(pair.start, pair.start + pair.weights)
+            assert torch.equal(layer.weights[mine], peer.weights[mine]), (pair.in_name, pair.out_name)
