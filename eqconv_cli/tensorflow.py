@@ -55,6 +55,8 @@ from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.tensorflow_layers import FeaStConv, FeatureSteeredConvolution
 from eqconv_cli.backends.feature_steered.tensorflow_models import MeshSegmentation, masked_cross_entropy
+from eqconv_cli.backends.steerable.fields import FieldType, Space
+from eqconv_cli.backends.steerable.tensorflow_layers import SteerableConv2d
 
 __all__ = [
     "BatchNorm",
@@ -64,15 +66,18 @@ __all__ = [
     "Csr",
     "FeaStConv",
     "FeatureSteeredConvolution",
+    "FieldType",
     "MeshSegmentation",
     "NeighborhoodPlan",
     "PixelIndex",
     "ResidualWeights",
     "Sites",
+    "Space",
     "SparseBlockConv2d",
     "SparseConv",
     "SparseInverseConv",
     "SparseResidualUnit",
+    "SteerableConv2d",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",
