@@ -41,6 +41,9 @@ from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_layers import FeaStConv, FeatureSteeredConvolution
 from eqconv_cli.backends.feature_steered.torch_models import MeshSegmentation, masked_cross_entropy
+from eqconv_cli.backends.steerable.fields import FieldType, Space
+from eqconv_cli.backends.steerable.torch_layers import R2Conv, SteerableConv2d
+from eqconv_cli.backends.steerable.torch_peers import load_peer_weights
 
 __all__ = [
     "BatchNorm",
@@ -50,21 +53,26 @@ __all__ = [
     "Csr",
     "FeaStConv",
     "FeatureSteeredConvolution",
+    "FieldType",
     "MeshSegmentation",
     "NeighborhoodPlan",
     "PixelIndex",
+    "R2Conv",
     "ResidualWeights",
     "Sites",
+    "Space",
     "SparseBlockConv2d",
     "SparseConv",
     "SparseInverseConv",
     "SparseResidualUnit",
+    "SteerableConv2d",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",
     "block_pixels",
     "convert_mask_to_indices",
     "feature_steered_convolution",
+    "load_peer_weights",
     "mask_conv2d",
     "masked_conv2d",
     "masked_cross_entropy",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 from eqconv_cli.backends.steerable.fields import FieldType
 
 #: What is beyond the border: 0, the image mirrored at its last pixels, its last pixels, or its other side.
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+PADDING_MODES: tuple[PaddingMode, ...] = get_args(PaddingMode)
 
 Pair = tuple[int, int]
 
@@ -22,10 +23,12 @@ def both(name: str, value: Any, least: int) -> Pair:
     return int(pair[0]), int(pair[1])
 
 
-def check_padding_mode(padding_mode: str) -> None:
-    """Raises ValueError for a mode that there is not."""
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode={padding_mode!r}: allowed: {', '.join(PADDING_MODES)}")
+def check_padding_mode(padding_mode: str) -> PaddingMode:
+    """The mode; raises ValueError for one that there is not."""
+    for known in PADDING_MODES:
+        if padding_mode == known:
+            return known
+    raise ValueError(f"padding_mode={padding_mode!r}: allowed: {', '.join(PADDING_MODES)}")
 
 
 def check_channels(shape: Sequence[Any], axis: int, fields: FieldType) -> None:

@@ -161,9 +161,9 @@ class Plan:
         table[..., 0] = -1
         for number, pair in enumerate(self.pairs):
             outs, ins, each = pair.shape
-            at = np.ix_(pair.out_fields, pair.in_fields)
-            table[(*at, 0)] = number
-            table[(*at, 1)] = pair.start + each * np.arange(outs * ins).reshape(outs, ins)
+            rows, columns = np.ix_(pair.out_fields, pair.in_fields)
+            table[rows, columns, 0] = number
+            table[rows, columns, 1] = pair.start + each * np.arange(outs * ins).reshape(outs, ins)
         return table
 
     @property

@@ -70,7 +70,7 @@ class R2Conv(nn.Module):
 
     weights: nn.Parameter
     bias: nn.Parameter | None
-    _bias_index: Tensor
+    _bias_positions: Tensor
     _bias_values: Tensor
 
     def __init__(
@@ -98,7 +98,7 @@ class R2Conv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        convolution.check_padding_mode(padding_mode)
+        self.padding_mode = convolution.check_padding_mode(padding_mode)
         if expansion not in ("auto", *ALGORITHMS):
             raise ValueError(f"expansion={expansion!r}: allowed: auto, {', '.join(ALGORITHMS)}")
         self.padding, self.stride = convolution.both("padding", padding, 0), convolution.both("stride", stride, 1)
@@ -118,14 +118,14 @@ class R2Conv(nn.Module):
         )
         self.in_type, self.out_type = in_type, out_type
         self.kernel_size, self.dilation = self.plan.sampling.size, self.plan.sampling.dilation
-        self.padding_mode, self.groups, self.expansion = padding_mode, groups, expansion
+        self.groups, self.expansion = groups, expansion
         self.weights = nn.Parameter(torch.zeros(self.plan.weights_size, device=device, dtype=dtype))
         made = bias_map(out_type) if bias else None
-        parameters = made.count if made else 0
+        parameters = made.parameters if made else 0
         self.bias = nn.Parameter(torch.zeros(parameters, device=device, dtype=dtype)) if parameters else None
         if made and parameters:
-            index, values = torch.from_numpy(made.index), torch.from_numpy(made.values)
-            self.register_buffer("_bias_index", index.to(device=device), persistent=False)
+            positions, values = torch.from_numpy(made.positions), torch.from_numpy(made.values)
+            self.register_buffer("_bias_positions", positions.to(device=device), persistent=False)
             self.register_buffer("_bias_values", values.to(self.weights), persistent=False)
         self._kept: _Kept | None = None
         if initialize:
@@ -154,7 +154,7 @@ class R2Conv(nn.Module):
         """[out channels] of the bias as it is, or None without one."""
         if self.bias is None:
             return None
-        return (self.bias[self._bias_index] * self._bias_values).sum(0)
+        return (self.bias[self._bias_positions] * self._bias_values).sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution.
@@ -233,8 +233,9 @@ class R2Conv(nn.Module):
         )
         with torch.no_grad():
             made.weight.copy_(self._expanded(self.weights, self.weights.dtype))
-            if made.bias is not None:
-                made.bias.copy_(self.expanded_bias)
+            bias = self.expanded_bias
+            if made.bias is not None and bias is not None:
+                made.bias.copy_(bias)
         return made.train(self.training)
 
     def train(self, mode: bool = True) -> R2Conv:
