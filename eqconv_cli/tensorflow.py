@@ -55,6 +55,10 @@ from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.tensorflow_layers import FeaStConv, FeatureSteeredConvolution
 from eqconv_cli.backends.feature_steered.tensorflow_models import MeshSegmentation, masked_cross_entropy
+from eqconv_cli.backends.steerable.basis import SteerableBasis, build_basis
+from eqconv_cli.backends.steerable.fields import FieldType, Space
+from eqconv_cli.backends.steerable.plan import Plan, make_plan
+from eqconv_cli.backends.steerable.tensorflow_expansion import expand, expand_backward
 
 __all__ = [
     "BatchNorm",
@@ -64,21 +68,29 @@ __all__ = [
     "Csr",
     "FeaStConv",
     "FeatureSteeredConvolution",
+    "FieldType",
     "MeshSegmentation",
     "NeighborhoodPlan",
     "PixelIndex",
+    "Plan",
     "ResidualWeights",
     "Sites",
+    "Space",
     "SparseBlockConv2d",
     "SparseConv",
     "SparseInverseConv",
     "SparseResidualUnit",
+    "SteerableBasis",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",
     "block_pixels",
+    "build_basis",
     "convert_mask_to_indices",
+    "expand",
+    "expand_backward",
     "feature_steered_convolution",
+    "make_plan",
     "mask_conv2d",
     "masked_conv2d",
     "masked_cross_entropy",
