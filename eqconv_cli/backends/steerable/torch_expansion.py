@@ -158,7 +158,7 @@ def _by_pairs(blocks: Callable[[Any, Place, Tensor], Blocks]) -> Callable[[Layer
 
     def composition(layer: Layer, weights: Tensor) -> Tensor:
         made = [
-            blocks(data, place, weights[place.start : place.end].view(-1, place.elements)).unsqueeze(0)
+            blocks(data, place, weights[place.start : place.end].reshape(-1, place.elements)).unsqueeze(0)
             for data, place in zip(layer.data, layer.places, strict=True)
         ]
         return _assembled(layer, made)[0]
@@ -171,7 +171,8 @@ def _assembled(layer: Layer, blocks: Sequence[Blocks]) -> Tensor:
     out_channels, in_channels = layer.filter_shape[:2]
     lead, trail = blocks[0].shape[0], blocks[0].shape[-1]
     if layer.whole:
-        return blocks[0].transpose(2, 3).reshape(lead, out_channels, in_channels, trail)
+        ordered = blocks[0].transpose(2, 3).contiguous()
+        return ordered.view(lead, out_channels, in_channels, trail)
     made = blocks[0].new_zeros(lead, out_channels, in_channels, trail)
     for place, block in zip(layer.places, blocks, strict=True):
         ordered = block.transpose(2, 3)
@@ -250,7 +251,7 @@ def _harmonic(layer: Layer, weights: Tensor) -> Tensor:
     coefficients = _assembled(
         layer,
         [
-            _coefficients(data, place, weights[place.start : place.end].view(-1, place.elements))
+            _coefficients(data, place, weights[place.start : place.end].reshape(-1, place.elements))
             for data, place in zip(layer.data, layer.places, strict=True)
         ],
     )
@@ -282,7 +283,7 @@ def _direct(layer: Layer, weights: Tensor) -> Tensor:
     make = weights.new_empty if layer.whole else weights.new_zeros
     made = make((out_channels, in_channels, k * k))
     for data, place in zip(layer.data, layer.places, strict=True):
-        given = weights[place.start : place.end].view(place.outs, 1, place.ins, place.elements)
+        given = weights[place.start : place.end].reshape(place.outs, 1, place.ins, place.elements)
         for field, rows in enumerate(place.out_starts):
             factors = given[field].expand(place.so, -1, -1), data.basis
             target = made[rows : rows + place.so]
