@@ -137,8 +137,8 @@ def _bias_matrix(plan: Plan, bias: Array, dtype: np.dtype[Any]) -> Array:
     found = bias_map(plan.out_type)
     if bias.dtype != dtype:
         raise TypeError(f"bias has dtype {bias.dtype} but x has dtype {dtype}: they must be equal")
-    if bias.shape != (found.count,):
-        raise ValueError(f"bias has shape {bias.shape}: expected ({found.count},), one for each trivial irrep")
+    if bias.shape != (found.parameters,):
+        raise ValueError(f"bias has shape {bias.shape}: expected ({found.parameters},), one for each trivial irrep")
     return found.matrix().astype(dtype)
 
 

@@ -52,7 +52,7 @@ def on_images(
     """Given images through a layer with outputs of order 1; a bias where an out field holds a trivial irrep."""
     in_type, out_type, plan = planned(layer)
     rng = np.random.default_rng(seed)
-    biases = bias_map(out_type).count
+    biases = bias_map(out_type).parameters
     # The elements are of norm about 1: as many of them as a field has in irreps add up in each channel.
     scale = math.sqrt(out_type.size * plan.in_type.size / plan.weights_size / in_type.size)
     told = {"stride": stride, "padding": padding, "padding_mode": padding_mode}
