@@ -59,6 +59,7 @@ from eqconv_cli.backends.steerable.basis import SteerableBasis, build_basis
 from eqconv_cli.backends.steerable.fields import FieldType, Space
 from eqconv_cli.backends.steerable.plan import Plan, make_plan
 from eqconv_cli.backends.steerable.tensorflow_expansion import expand, expand_backward
+from eqconv_cli.backends.steerable.tensorflow_layers import SteerableConv2d
 
 __all__ = [
     "BatchNorm",
@@ -81,6 +82,7 @@ __all__ = [
     "SparseInverseConv",
     "SparseResidualUnit",
     "SteerableBasis",
+    "SteerableConv2d",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",

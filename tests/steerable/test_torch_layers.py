@@ -288,6 +288,16 @@ def test_changed_weights_are_seen(change: Any) -> None:
     torch.testing.assert_close(change(layer)(x), 2 * y)
 
 
+def test_a_changed_bias_is_seen() -> None:
+    layer, x = make().eval(), image(MIXED)
+    with torch.no_grad():
+        y = layer(x)
+        assert layer.expanded_bias is layer.expanded_bias
+        layer.bias.add_(1)
+        added = torch.from_numpy(bias_map(MIXED).matrix().sum(1)).float()
+        torch.testing.assert_close(layer(x), y + added[:, None, None])
+
+
 def test_another_dtype_is_seen() -> None:
     layer, x = make().eval(), image(MIXED)
     y = layer(x)

@@ -29,10 +29,10 @@ class R2Conv(nn.Module):
     """A convolution that commutes with a group of the plane, on plain tensors.
 
     The weights are coordinates in a basis of all kernels that commute; a forward pass expands them into a filter and
-    convolves. In evaluation mode the filter is kept until the weights change: by an optimizer, ``load_state_dict``,
-    ``to``, any other change in place, or another tensor in their place. (Changes through ``weights.data`` are seen when
-    ``train()`` or ``eval()`` is called.) Gradients reach the weights in both modes. A compiled layer expands in each
-    pass; :meth:`export` gives a plain convolution.
+    convolves. In evaluation mode filter and bias are kept until the parameters change: by an optimizer,
+    ``load_state_dict``, ``to``, any other change in place, or another tensor in their place. (Changes through
+    ``weights.data`` are seen when ``train()`` or ``eval()`` is called.) Gradients reach the weights in both modes. A
+    compiled layer expands in each pass; :meth:`export` gives a plain convolution.
 
     The state dictionary holds ``weights`` and ``bias`` in both modes; the basis is made from the arguments.
 
@@ -127,7 +127,7 @@ class R2Conv(nn.Module):
             positions, values = torch.from_numpy(made.positions), torch.from_numpy(made.values)
             self.register_buffer("_bias_positions", positions.to(device=device), persistent=False)
             self.register_buffer("_bias_values", values.to(self.weights), persistent=False)
-        self._kept: _Kept | None = None
+        self._kept: dict[str, _Kept] = {}
         if initialize:
             self.reset_parameters()
 
@@ -152,9 +152,12 @@ class R2Conv(nn.Module):
     @property
     def expanded_bias(self) -> Tensor | None:
         """[out channels] of the bias as it is, or None without one."""
-        if self.bias is None:
+        bias = self.bias
+        if bias is None:
             return None
-        return (self.bias[self._bias_positions] * self._bias_values).sum(0)
+        if not self._may_keep(bias) or (torch.is_grad_enabled() and bias.requires_grad):
+            return self._summed(bias)
+        return self._once("bias", bias, bias.dtype, lambda: self._summed(bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution.
@@ -178,25 +181,34 @@ class R2Conv(nn.Module):
     def _filter(self, dtype: torch.dtype) -> Tensor:
         """The filter in a dtype: kept in evaluation mode, else expanded."""
         weights = self.weights
-        # A compiler would take what is kept for a constant; parameters that are lent for one call (functional_call,
-        # data parallelism) are no Parameters; tensors made in inference mode do not count their changes.
-        if (
-            self.training
-            or torch.compiler.is_compiling()
-            or type(weights) is not nn.Parameter
-            or weights.is_inference()
-        ):
+        if not self._may_keep(weights):
             return self._expanded(weights, dtype)
-        state = _State.of(weights)
-        if self._kept is None or self._kept.weights is not weights or self._kept.state != state:
-            self._kept = _Kept(weights, state, {})
-        if dtype not in self._kept.filters:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept.filters[dtype] = self._expanded(weights, dtype)
-        kept = self._kept.filters[dtype]
+        kept = self._once("weights", weights, dtype, lambda: self._expanded(weights, dtype))
         if torch.is_grad_enabled() and weights.requires_grad:
-            kept = _Attached.apply(weights, kept, self)
+            attached: Tensor = _Attached.apply(weights, kept, self)
+            return attached
         return kept
+
+    def _may_keep(self, parameter: Tensor) -> bool:
+        # A compiler would take what is kept for a constant; what is lent for one call (functional_call, data
+        # parallelism) is no Parameter; tensors made in inference mode do not count their changes.
+        if self.training or torch.compiler.is_compiling():
+            return False
+        return type(parameter) is nn.Parameter and not parameter.is_inference()
+
+    def _once(self, name: str, parameter: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` gives for a parameter as it is, made again when it has changed."""
+        state = (parameter._version, parameter.data_ptr(), parameter.device, parameter.dtype)
+        kept = self._kept.get(name)
+        if kept is None or kept.parameter is not parameter or kept.state != state:
+            kept = self._kept[name] = _Kept(parameter, state, {})
+        if dtype not in kept.made:
+            with torch.inference_mode(False), torch.no_grad():
+                kept.made[dtype] = make()
+        return kept.made[dtype]
+
+    def _summed(self, bias: Tensor) -> Tensor:
+        return (bias[self._bias_positions] * self._bias_values).sum(0)
 
     def _expanded(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         # Sums of the weights are taken in float32 or float64, whatever the dtype of the filter.
@@ -240,11 +252,11 @@ class R2Conv(nn.Module):
 
     def train(self, mode: bool = True) -> R2Conv:
         """Change the mode; the next evaluation expands the weights anew."""
-        self._kept = None
+        self._kept = {}
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": {}}
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
@@ -267,25 +279,13 @@ def _computed_in(weights: Tensor) -> torch.dtype:
     return weights.dtype
 
 
-class _State(NamedTuple):
-    """What changes with the values of weights."""
-
-    version: int
-    address: int
-    device: torch.device
-    dtype: torch.dtype
-
-    @staticmethod
-    def of(weights: Tensor) -> _State:
-        return _State(weights._version, weights.data_ptr(), weights.device, weights.dtype)
-
-
 class _Kept(NamedTuple):
-    """Filters that have been expanded."""
+    """What has been made of a parameter."""
 
-    weights: nn.Parameter
-    state: _State
-    filters: dict[torch.dtype, Tensor]
+    parameter: Tensor
+    #: What changes with its values: version, address, device and dtype.
+    state: tuple[Any, ...]
+    made: dict[torch.dtype, Tensor]
 
 
 class _Attached(torch.autograd.Function):
