@@ -78,9 +78,13 @@ def test_traced(algorithm: str, known: bool) -> None:
         return expand(layer, w, algorithm=algorithm), expand_backward(layer, cotangent, algorithm=algorithm)
 
     signature = [tf.TensorSpec([layer.weights_size if known else None], tf.float32)]
-    made, back = tf.function(both, input_signature=signature, autograph=False)(tf.constant(weights))
+    traced = tf.function(both, input_signature=signature, autograph=False)
+    made, back = traced(tf.constant(weights))
     assert_close(made.numpy(), filter, "float32")
     assert_close(back.numpy(), gradient, "float32")
+    if not known:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="shape"):
+            traced(tf.constant(weights[:-1]))
     # Constants that were made while tracing are of use outside.
     assert_close(expand(layer, tf.constant(weights), algorithm=algorithm).numpy(), filter, "float32")
 

@@ -136,7 +136,7 @@ def test_arguments_are_checked() -> None:
 
 def test_what_is_not_built_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_expansion, "missing_operators", lambda settings, device: ["it is not built"])
-    torch_expansion._chosen.cache_clear()
+    torch_expansion._known_choice.cache_clear()
     layer = plan("one-type")
     weights = torch.zeros(layer.weights_size)
     try:
@@ -144,7 +144,7 @@ def test_what_is_not_built_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             expand(layer, weights, algorithm="fused")
         assert torch_expansion._chosen("auto", None, "cpu") == ("harmonic", None)
     finally:
-        torch_expansion._chosen.cache_clear()
+        torch_expansion._known_choice.cache_clear()
 
 
 @built

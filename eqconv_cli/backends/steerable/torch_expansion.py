@@ -64,7 +64,9 @@ def expand(plan: Plan, weights: Tensor, *, algorithm: str = "auto", settings: Fu
     dtype, device = weights.dtype, weights.device
     if dtype not in _FLOATS:
         raise TypeError(f"weights has dtype {dtype}: allowed: float32, float64")
-    name, how = _chosen(algorithm, settings, device.type)
+    # A compiler traces the choice once, and warns of a cache.
+    choose = _chosen if torch.compiler.is_compiling() else _known_choice
+    name, how = choose(algorithm, settings, device.type)
     if how is not None:
         packed, weights_size, filter_shape = _compiled(plan, name, dtype, device)
         _check_weights(plan, weights, weights_size)
@@ -105,10 +107,11 @@ def expand_backward(
     return torch.autograd.grad(made, weights, grad_filter, create_graph=further)[0]
 
 
-@constant
-@cache
 def _chosen(algorithm: str, settings: Fused | None, device_type: str) -> tuple[str, Fused | None]:
     return arguments.choose(algorithm, settings, lambda wanted: missing_operators(wanted, device_type))
+
+
+_known_choice = cache(_chosen)
 
 
 class _Compiled(NamedTuple):
