@@ -90,7 +90,9 @@ def e2cnn_fields(space: Space, fields: Sequence[FieldType]) -> list[Any]:
             return gspace.regular_repr
         if name.startswith("irrep_"):
             return gspace.irrep(*label) if not space.group == _TRIVIAL else gspace.trivial_repr
-        raise Unavailable("e2cnn", [f"the field {name} has other coordinates there: regular fields and irreps have not"])
+        raise Unavailable(
+            "e2cnn", [f"the field {name} has other coordinates there: regular fields and irreps have not"]
+        )
 
     return [nn.FieldType(gspace, [found(rep.name, rep.irreps[0]) for rep in t.representations]) for t in fields]
 

@@ -61,6 +61,14 @@ def prepare(
     return BoundRun(function, arrays, tuple(arrays), device)
 
 
+def prepare_plain(inputs: Arrays, dtype: str, device: str) -> BoundRun:
+    """The convolution of the operation "layer" by a filter that is made here, once: what the layer adds time to."""
+    plan, arrays = problem_arrays.plan_of(inputs), problem_arrays.reals(inputs, dtype, "layer")
+    place = torch.device(of_framework(device))
+    filter = expand(plan, torch.from_numpy(arrays["weights"]).to(place), algorithm="dense")
+    return BoundRun(_layer(inputs, lambda weights: filter, dtype, place), arrays, (), device)
+
+
 def _expansion(expanded: Expand) -> Function:
     return lambda tensors: {"filter": expanded(tensors["weights"])}
 

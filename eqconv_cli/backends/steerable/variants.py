@@ -81,4 +81,30 @@ def _layers() -> Iterator[Variant]:
         yield _compiled("layer", framework, "fused_orbit")
 
 
-VARIANTS = (*_expansions(), *_layers())
+def _peers() -> Iterator[Variant]:
+    yield Variant(
+        algorithm="e2cnn",
+        framework="torch",
+        prepare="eqconv_cli.backends.steerable.e2cnn_peer:e2cnn",
+        devices=("cpu", "cuda"),
+        headline=True,
+        operation="expansion",
+        peer=True,
+        requires=("e2cnn",),
+        source="QUVA-Lab/e2cnn 0.2.3 nn/modules/r2_conv/basisexpansion_blocks.py",
+    )
+    yield Variant(
+        algorithm="conv2d",
+        framework="torch",
+        prepare=f"{PREPARE.format('torch')}_plain",
+        devices=("cpu", "cuda"),
+        gradient=False,
+        why_no_gradient="its filter is made before the first run",
+        headline=True,
+        operation="layer",
+        peer=True,
+        source="PyTorch's convolution by a filter that is there already",
+    )
+
+
+VARIANTS = (*_expansions(), *_layers(), *_peers())
