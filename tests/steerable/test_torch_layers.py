@@ -288,6 +288,16 @@ def test_changed_weights_are_seen(change: Any) -> None:
     torch.testing.assert_close(change(layer)(x), 2 * y)
 
 
+def test_another_parameter_of_the_same_memory_is_seen() -> None:
+    layer, x = make(bias=False).eval(), image(MIXED)
+    old = layer.weights = torch.nn.Parameter(layer.weights.data)
+    y = layer(x).detach()
+    layer.weights = torch.nn.Parameter(old.data)
+    with torch.no_grad():
+        old.mul_(2)
+    torch.testing.assert_close(layer(x), 2 * y)
+
+
 def test_a_changed_bias_is_seen() -> None:
     layer, x = make().eval(), image(MIXED)
     with torch.no_grad():
