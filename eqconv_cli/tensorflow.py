@@ -55,7 +55,10 @@ from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.tensorflow import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.tensorflow_layers import FeaStConv, FeatureSteeredConvolution
 from eqconv_cli.backends.feature_steered.tensorflow_models import MeshSegmentation, masked_cross_entropy
+from eqconv_cli.backends.steerable.basis import SteerableBasis, build_basis
 from eqconv_cli.backends.steerable.fields import FieldType, Space
+from eqconv_cli.backends.steerable.plan import Plan, make_plan
+from eqconv_cli.backends.steerable.tensorflow_expansion import expand, expand_backward
 from eqconv_cli.backends.steerable.tensorflow_layers import SteerableConv2d
 
 __all__ = [
@@ -70,6 +73,7 @@ __all__ = [
     "MeshSegmentation",
     "NeighborhoodPlan",
     "PixelIndex",
+    "Plan",
     "ResidualWeights",
     "Sites",
     "Space",
@@ -77,13 +81,18 @@ __all__ = [
     "SparseConv",
     "SparseInverseConv",
     "SparseResidualUnit",
+    "SteerableBasis",
     "SteerableConv2d",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",
     "block_pixels",
+    "build_basis",
     "convert_mask_to_indices",
+    "expand",
+    "expand_backward",
     "feature_steered_convolution",
+    "make_plan",
     "mask_conv2d",
     "masked_conv2d",
     "masked_cross_entropy",

@@ -41,7 +41,10 @@ from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_layers import FeaStConv, FeatureSteeredConvolution
 from eqconv_cli.backends.feature_steered.torch_models import MeshSegmentation, masked_cross_entropy
+from eqconv_cli.backends.steerable.basis import SteerableBasis, build_basis
 from eqconv_cli.backends.steerable.fields import FieldType, Space
+from eqconv_cli.backends.steerable.plan import Plan, make_plan
+from eqconv_cli.backends.steerable.torch_expansion import expand, expand_backward
 from eqconv_cli.backends.steerable.torch_layers import R2Conv, SteerableConv2d
 from eqconv_cli.backends.steerable.torch_peers import load_peer_weights
 
@@ -57,6 +60,7 @@ __all__ = [
     "MeshSegmentation",
     "NeighborhoodPlan",
     "PixelIndex",
+    "Plan",
     "R2Conv",
     "ResidualWeights",
     "Sites",
@@ -65,14 +69,19 @@ __all__ = [
     "SparseConv",
     "SparseInverseConv",
     "SparseResidualUnit",
+    "SteerableBasis",
     "SteerableConv2d",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",
     "block_pixels",
+    "build_basis",
     "convert_mask_to_indices",
+    "expand",
+    "expand_backward",
     "feature_steered_convolution",
     "load_peer_weights",
+    "make_plan",
     "mask_conv2d",
     "masked_conv2d",
     "masked_cross_entropy",

@@ -23,7 +23,7 @@ ALLOWED = {
     "frameworks": set(),
     "maths": set(),
     "kernels": set(),
-    "numpy": {"backends"},
+    "numpy": {"backends", "maths"},
     "torch": {"backends"},
     "tensorflow": {"backends"},
     "errors": set(),

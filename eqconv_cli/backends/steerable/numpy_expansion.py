@@ -342,49 +342,38 @@ def _summed(entries: Array, by: tables.Segments) -> Array:
     return made.T
 
 
-# harmonic: coefficients of the harmonics in the coordinates of the irreps, Q_out and Q_in^-1, then the harmonics.
+# harmonic: coefficients of the harmonics in the coordinates of the representations, then the harmonics.
 
 
 class ByHarmonics(NamedTuple):
     """The constants of ``harmonic``."""
 
-    change: Change
-    #: (so, si, H).
-    shape: tuple[int, int, int]
-    coupled: tables.Coupled
+    mixed: tables.Mixed
     #: [H, S].
     harmonic: Array
 
 
 def _by_harmonics(basis: SteerableBasis, dtype: np.dtype[Any]) -> ByHarmonics:
-    found = tables.coupled(basis)
-    so, si, _ = basis.block_shape
-    return ByHarmonics(
-        _change(basis, dtype),
-        (so, si, len(basis.harmonics)),
-        found._replace(factor=found.factor.astype(dtype)[:, None]),
-        basis.harmonic.astype(dtype, copy=False),
-    )
+    found = tables.mixed(basis)
+    values = found.values.astype(dtype, copy=False)
+    return ByHarmonics(found._replace(values=values), basis.harmonic.astype(dtype, copy=False))
 
 
 def _harmonic(constants: ByHarmonics, weights: Array, out: Array) -> None:
     a, so, b, si, pixels = out.shape
-    coupled = constants.coupled
-    # Entries come in the order of their places.
-    entries = _rows(weights).T[coupled.element] * coupled.factor
-    chat = np.zeros((math.prod(constants.shape), a * b), weights.dtype)
-    chat[coupled.at.target] = np.add.reduceat(entries, coupled.at.first, axis=0)
-    mixed = _recombined(constants.change, chat.reshape(1, so, si, -1))
-    ordered = mixed.reshape(so, si, -1, a, b).transpose(3, 0, 4, 1, 2).reshape(a, so, b * si, -1)
-    np.matmul(ordered, constants.harmonic, out=out.reshape(a, so, b * si, pixels))
+    element, values, _ = constants.mixed
+    made = _rows(weights).T[element].swapaxes(1, 2) @ values
+    # The copy keeps each in field's channels together; the product below reads it transposed.
+    coefficients = made.reshape(-1, a, b, so, si).transpose(0, 1, 3, 2, 4).reshape(-1, a, so, b * si)
+    np.matmul(np.moveaxis(coefficients, 0, 3), constants.harmonic, out=out.reshape(a, so, b * si, pixels))
 
 
 def _harmonic_transposed(constants: ByHarmonics, grad: Array) -> Array:
-    a, so, b, si, _ = grad.shape
-    coupled = constants.coupled
-    sums = (grad @ constants.harmonic.T).transpose(1, 3, 4, 0, 2).reshape(1, so, si, -1)
-    chat = _recombined_back(constants.change, sums).reshape(-1, a * b)
-    return _summed(chat[coupled.place] * coupled.factor, coupled.back)
+    a, so, b, si, pixels = grad.shape
+    _, values, back = constants.mixed
+    made = constants.harmonic @ grad.reshape(a, so, b * si, pixels).swapaxes(2, 3)
+    coefficients = made.reshape(a, so, -1, b, si).transpose(2, 0, 3, 1, 4).reshape(-1, a * b, so * si)
+    return _summed((values @ coefficients.swapaxes(1, 2)).reshape(-1, a * b), back)
 
 
 # orbit: dense for one row of each orbit of the grid's symmetries, then copies with their signs.

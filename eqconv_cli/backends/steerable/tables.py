@@ -119,27 +119,29 @@ def slices(basis: SteerableBasis) -> Slices:
     return Slices(values, np.maximum(ids, 0).astype(np.intp), back._replace(order=used[back.order]))
 
 
-class Coupled(NamedTuple):
-    """The coupling: entry j is ``factor[j]`` times the weight of ``element[j]``, in the order of ``at``."""
+class Mixed(NamedTuple):
+    """The slots of each harmonic, as many for each as the one with the most has."""
 
+    #: [H, n], 0 where there is none.
     element: Positions
-    factor: Matrix
-    #: By place (o, i, h) of [so, si, H], flat.
-    at: Segments
-    #: By element.
+    #: [H, n, so · si], 0 where there is none.
+    values: Matrix
+    #: Entries of ``element``, flat, by the element that they belong to.
     back: Segments
-    #: The place of each entry.
-    place: Positions
 
 
-def coupled(basis: SteerableBasis) -> Coupled:
-    """``basis.coupling`` with flat places and a way back."""
-    c = basis.coupling
-    _, si, _ = basis.block_shape
-    place = (c.row.astype(np.intp) * si + c.column) * len(basis.harmonics) + c.harmonic
-    order = segments(place).order
-    element, place = c.element[order].astype(np.intp), place[order]
-    return Coupled(element, c.factor[order], segments(place), segments(element), place)
+def mixed(basis: SteerableBasis) -> Mixed:
+    """``basis.slots`` harmonic by harmonic, with a way back."""
+    slots, (so, si, _) = basis.slots, basis.block_shape
+    counts = np.bincount(slots.harmonic, minlength=len(basis.harmonics))
+    # Slots come in the order of their harmonics.
+    rank = np.arange(len(slots.harmonic)) - np.repeat(np.cumsum(counts) - counts, counts)
+    element = np.zeros((len(counts), counts.max()), np.intp)
+    values = np.zeros((*element.shape, so * si))
+    element[slots.harmonic, rank] = slots.element
+    values[slots.harmonic, rank] = slots.values.reshape(-1, so * si)
+    back = segments(slots.element)
+    return Mixed(element, values, back._replace(order=(slots.harmonic * counts.max() + rank)[back.order]))
 
 
 class Orbits(NamedTuple):

@@ -37,9 +37,6 @@ from eqconv_cli.kernels.tensorflow_doors import missing_operators
 
 __all__ = ["ALGORITHMS", "expand", "expand_backward"]
 
-#: The blocks of a pair type in the order of the filter, [outs, so, ins, si, S], or with harmonics in the place of S.
-Blocks = tf.Tensor
-
 
 class _Sparse(NamedTuple):
     """The padded basis, transposed, [so · si · S, elements]: places [n, 2] and values."""
@@ -74,9 +71,7 @@ def expand(plan: Plan, weights: tf.Tensor, *, algorithm: str = "auto", settings:
         TypeError, ValueError: an argument is not as it must be.
         Unavailable: compiled kernels are asked for and are not built.
     """
-    weights = tf.convert_to_tensor(weights)
-    arguments.check_float("weights", weights.dtype.name)
-    _check_weights(plan, weights)
+    weights = _checked(plan, tf.convert_to_tensor(weights))
     name, how = arguments.choose(algorithm, settings, lambda wanted: missing_operators(wanted, weights.device))
     if how is not None:
         packed = _packed(plan, name, weights)
@@ -103,21 +98,22 @@ def expand_backward(
     """
     grad_filter = tf.convert_to_tensor(grad_filter)
     arguments.check_float("grad_filter", grad_filter.dtype.name)
-    arguments.check_filter("grad_filter", grad_filter.shape.as_list(), plan)
+    if grad_filter.shape.rank is not None:
+        arguments.check_filter("grad_filter", grad_filter.shape.as_list(), plan)
     weights = tf.zeros([plan.weights_size], grad_filter.dtype)
     with tf.GradientTape() as tape:
         tape.watch(weights)
         made = expand(plan, weights, algorithm=algorithm, settings=settings)
-    return tape.gradient(made, weights, output_gradients=grad_filter)
+    return tape.gradient(made, weights, output_gradients=tf.ensure_shape(grad_filter, plan.filter_shape))
 
 
-def _check_weights(plan: Plan, weights: tf.Tensor) -> None:
-    known = weights.shape.as_list()
-    if known != [plan.weights_size]:
-        if known == [None]:
-            tf.debugging.assert_equal(tf.size(weights), plan.weights_size, "weights has another length than the plan")
-        else:
-            plan.check_weights(known)
+def _checked(plan: Plan, weights: tf.Tensor) -> tf.Tensor:
+    """The weights, whose length is known even where that of the given ones is not while tracing."""
+    arguments.check_float("weights", weights.dtype.name)
+    wanted = [plan.weights_size]
+    if not weights.shape.is_compatible_with(wanted):
+        plan.check_weights(weights.shape.as_list())
+    return weights if weights.shape.is_fully_defined() else tf.ensure_shape(weights, wanted)
 
 
 def _packed(plan: Plan, name: str, weights: tf.Tensor) -> tensorflow_fused.PackedTensors:
@@ -168,8 +164,11 @@ def _uploaded(constants: _Constants, device: str, dtype: tf.DType) -> _Constants
 # The compositions: from the weights of the layer to [out channels · in channels, S].
 
 
-def _by_pairs(blocks: Callable[[Any, Place, tf.Tensor], Blocks]) -> Callable[[_Constants, tf.Tensor], tf.Tensor]:
-    """A composition that makes the blocks of one pair type after the other from their weights [K, d]."""
+def _by_pairs(blocks: Callable[[Any, Place, tf.Tensor], tf.Tensor]) -> Callable[[_Constants, tf.Tensor], tf.Tensor]:
+    """A composition of functions that make the blocks of one pair type from their weights [K, d].
+
+    They are in the order of the filter, [outs, so, ins, si, S], or with harmonics in the place of S.
+    """
 
     def composition(constants: _Constants, weights: tf.Tensor) -> tf.Tensor:
         layer = constants.layer
@@ -182,7 +181,7 @@ def _by_pairs(blocks: Callable[[Any, Place, tf.Tensor], Blocks]) -> Callable[[_C
     return composition
 
 
-def _assembled(assembly: Assembly | None, blocks: Sequence[Blocks]) -> tf.Tensor:
+def _assembled(assembly: Assembly | None, blocks: Sequence[tf.Tensor]) -> tf.Tensor:
     """The blocks of all pair types where they belong, [out channels · in channels, T]."""
     rows = [tf.reshape(block, [-1, block.shape[-1]]) for block in blocks]
     if assembly is None:
@@ -195,31 +194,32 @@ def _assembled(assembly: Assembly | None, blocks: Sequence[Blocks]) -> tf.Tensor
 def _moved(rows: tf.Tensor, there: tf.Tensor, back: tf.Tensor) -> tf.Tensor:
     """Rows in another order; a scatter, which is the gradient of a gather, would be slower than the gather back."""
 
-    @tf.custom_gradient
     def move(given: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         return tf.gather(given, there), lambda cotangent: _moved(cotangent, back, there)
 
-    return move(rows)
+    return tf.custom_gradient(move)(rows)
 
 
-def _ordered(made: tf.Tensor, place: Place) -> Blocks:
-    """Blocks from [K, so · si · S]."""
+def _ordered(made: tf.Tensor, place: Place) -> tf.Tensor:
+    """tf.Tensor from [K, so · si · S]."""
     blocks = tf.reshape(made, [place.outs, place.ins, place.so, -1])
     sizes = [place.outs, place.so, place.ins, place.si, made.shape[-1] // (place.so * place.si)]
     return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), sizes)
 
 
-def _dense(data: Dense, place: Place, weights: tf.Tensor) -> Blocks:
+def _dense(data: Dense, place: Place, weights: tf.Tensor) -> tf.Tensor:
     return _ordered(weights @ data.basis, place)
 
 
-def _dense_direct(data: Dense, place: Place, weights: tf.Tensor) -> Blocks:
+def _dense_direct(data: Dense, place: Place, weights: tf.Tensor) -> tf.Tensor:
     """A product for each out field and row, whose results lie as in the filter."""
-    made = tf.reshape(weights, [place.outs, 1, place.ins, place.elements]) @ data.basis
+    # TensorFlow 2.21 overwrites memory when it broadcasts one matrix against several axes of them (its issue 117700).
+    several = [place.outs, 1, place.ins, place.elements]
+    made = weights @ data.basis[0] if place.so == 1 else tf.reshape(weights, several) @ data.basis[None]
     return tf.reshape(made, [place.outs, place.so, place.ins, place.si, made.shape[-1] // place.si])
 
 
-def _irreps_loop(data: IrrepsLoop, place: Place, weights: tf.Tensor) -> Blocks:
+def _irreps_loop(data: IrrepsLoop, place: Place, weights: tf.Tensor) -> tf.Tensor:
     pixels = data.pairs[0].values.shape[-1]
     made = tf.zeros([place.so, place.si, place.outs * place.ins, pixels], weights.dtype)
     for pair in data.pairs:
@@ -229,11 +229,11 @@ def _irreps_loop(data: IrrepsLoop, place: Place, weights: tf.Tensor) -> Blocks:
     return _recombined(data.change, made, place)
 
 
-def _irreps_vec(data: IrrepsVec, place: Place, weights: tf.Tensor) -> Blocks:
+def _irreps_vec(data: IrrepsVec, place: Place, weights: tf.Tensor) -> tf.Tensor:
     return _recombined(data.change, weights[None] @ data.padded, place)
 
 
-def _packed_slices(data: PackedSlices, place: Place, weights: tf.Tensor) -> Blocks:
+def _packed_slices(data: PackedSlices, place: Place, weights: tf.Tensor) -> tf.Tensor:
     return _recombined(data.change, _selected(data, weights) @ data.values, place)
 
 
@@ -243,18 +243,18 @@ def _selected(data: PackedSlices | Harmonics, weights: tf.Tensor) -> tf.Tensor:
     return tf.transpose(tf.reshape(tf.gather(tf.transpose(weights), data.ids), [number, each, -1]), [0, 2, 1])
 
 
-def _recombined(change: Recombination, made: tf.Tensor, place: Place) -> Blocks:
+def _recombined(change: Recombination, made: tf.Tensor, place: Place) -> tf.Tensor:
     """Q_out x Q_in^-1 for x [so · si, K, S]."""
     pixels = made.shape[-1]
     if change.out is not None:
         made = change.out @ tf.reshape(made, [place.so, -1])
     if change.inverse is not None:
-        made = change.inverse @ tf.reshape(made, [place.so, place.si, -1])
+        made = change.inverse[None] @ tf.reshape(made, [place.so, place.si, -1])
     made = tf.reshape(made, [place.so, place.si, place.outs, place.ins, pixels])
     return tf.transpose(made, [2, 0, 3, 1, 4])
 
 
-def _compressed(data: _Sparse, place: Place, weights: tf.Tensor) -> Blocks:
+def _compressed(data: _Sparse, place: Place, weights: tf.Tensor) -> tf.Tensor:
     basis = tf.SparseTensor(data.indices, data.values, data.size)
     made = _sparse_product(basis, tf.transpose(weights), adjoint=False)
     # [so · si, S, K]
@@ -265,15 +265,14 @@ def _compressed(data: _Sparse, place: Place, weights: tf.Tensor) -> Blocks:
 def _sparse_product(basis: tf.SparseTensor, dense: tf.Tensor, adjoint: bool) -> tf.Tensor:
     """A constant matrix, or its transpose, times a dense one; TensorFlow's own gradient is also one of the constant."""
 
-    @tf.custom_gradient
     def product(given: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         made = tf.sparse.sparse_dense_matmul(basis, given, adjoint_a=adjoint)
         return made, lambda cotangent: _sparse_product(basis, cotangent, not adjoint)
 
-    return product(dense)
+    return tf.custom_gradient(product)(dense)
 
 
-def _orbit(data: Orbit, place: Place, weights: tf.Tensor) -> Blocks:
+def _orbit(data: Orbit, place: Place, weights: tf.Tensor) -> tf.Tensor:
     made = tf.gather(weights @ data.basis, data.index, axis=1)
     return _ordered(made if data.sign is None else made * data.sign, place)
 
@@ -282,7 +281,7 @@ def _harmonic(constants: _Constants, weights: tf.Tensor) -> tf.Tensor:
     return _by_pairs(_coefficients)(constants, weights) @ constants.layer.harmonic
 
 
-def _coefficients(data: Harmonics, place: Place, weights: tf.Tensor) -> Blocks:
+def _coefficients(data: Harmonics, place: Place, weights: tf.Tensor) -> tf.Tensor:
     """Of the harmonics, in the coordinates of the representations."""
     made = _selected(data, weights) @ data.values
     made = tf.reshape(made, [made.shape[0], place.outs, place.ins, place.so, place.si])

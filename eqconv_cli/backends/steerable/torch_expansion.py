@@ -64,7 +64,9 @@ def expand(plan: Plan, weights: Tensor, *, algorithm: str = "auto", settings: Fu
     dtype, device = weights.dtype, weights.device
     if dtype not in _FLOATS:
         raise TypeError(f"weights has dtype {dtype}: allowed: float32, float64")
-    name, how = _chosen(algorithm, settings, device.type)
+    # A compiler traces the choice once, and warns of a cache.
+    choose = _chosen if torch.compiler.is_compiling() else _known_choice
+    name, how = choose(algorithm, settings, device.type)
     if how is not None:
         packed, weights_size, filter_shape = _compiled(plan, name, dtype, device)
         _check_weights(plan, weights, weights_size)
@@ -105,10 +107,11 @@ def expand_backward(
     return torch.autograd.grad(made, weights, grad_filter, create_graph=further)[0]
 
 
-@constant
-@cache
 def _chosen(algorithm: str, settings: Fused | None, device_type: str) -> tuple[str, Fused | None]:
     return arguments.choose(algorithm, settings, lambda wanted: missing_operators(wanted, device_type))
+
+
+_known_choice = cache(_chosen)
 
 
 class _Compiled(NamedTuple):
@@ -158,7 +161,7 @@ def _by_pairs(blocks: Callable[[Any, Place, Tensor], Blocks]) -> Callable[[Layer
 
     def composition(layer: Layer, weights: Tensor) -> Tensor:
         made = [
-            blocks(data, place, weights[place.start : place.end].view(-1, place.elements)).unsqueeze(0)
+            blocks(data, place, weights[place.start : place.end].reshape(-1, place.elements)).unsqueeze(0)
             for data, place in zip(layer.data, layer.places, strict=True)
         ]
         return _assembled(layer, made)[0]
@@ -171,7 +174,8 @@ def _assembled(layer: Layer, blocks: Sequence[Blocks]) -> Tensor:
     out_channels, in_channels = layer.filter_shape[:2]
     lead, trail = blocks[0].shape[0], blocks[0].shape[-1]
     if layer.whole:
-        return blocks[0].transpose(2, 3).reshape(lead, out_channels, in_channels, trail)
+        ordered = blocks[0].transpose(2, 3).contiguous()
+        return ordered.view(lead, out_channels, in_channels, trail)
     made = blocks[0].new_zeros(lead, out_channels, in_channels, trail)
     for place, block in zip(layer.places, blocks, strict=True):
         ordered = block.transpose(2, 3)
@@ -250,7 +254,7 @@ def _harmonic(layer: Layer, weights: Tensor) -> Tensor:
     coefficients = _assembled(
         layer,
         [
-            _coefficients(data, place, weights[place.start : place.end].view(-1, place.elements))
+            _coefficients(data, place, weights[place.start : place.end].reshape(-1, place.elements))
             for data, place in zip(layer.data, layer.places, strict=True)
         ],
     )
@@ -282,7 +286,7 @@ def _direct(layer: Layer, weights: Tensor) -> Tensor:
     make = weights.new_empty if layer.whole else weights.new_zeros
     made = make((out_channels, in_channels, k * k))
     for data, place in zip(layer.data, layer.places, strict=True):
-        given = weights[place.start : place.end].view(place.outs, 1, place.ins, place.elements)
+        given = weights[place.start : place.end].reshape(place.outs, 1, place.ins, place.elements)
         for field, rows in enumerate(place.out_starts):
             factors = given[field].expand(place.so, -1, -1), data.basis
             target = made[rows : rows + place.so]
