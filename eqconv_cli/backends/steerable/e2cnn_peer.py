@@ -89,7 +89,7 @@ def e2cnn_fields(space: Space, fields: Sequence[FieldType]) -> list[Any]:
         if name == "regular":
             return gspace.regular_repr
         if name.startswith("irrep_"):
-            return gspace.irrep(*label) if not space.group == _TRIVIAL else gspace.trivial_repr
+            return gspace.irrep(*label) if space.group != _TRIVIAL else gspace.trivial_repr
         raise Unavailable(
             "e2cnn", [f"the field {name} has other coordinates there: regular fields and irreps have not"]
         )
@@ -134,6 +134,9 @@ def e2cnn(inputs: Arrays, dtype: str, device: str) -> BoundRun:
     in_type, out_type, _ = problem_arrays.planned(layer)
     given, out = e2cnn_fields(out_type.space, [in_type, out_type])
     options: dict[str, Any] = {"dilation": layer.dilation, "groups": layer.groups, "bias": False, "initialize": False}
+    for name, words in (("rings", layer.rings), ("sigma", layer.sigma)):
+        if words:
+            options[name] = [float(word) for word in words.split(",")]
     if layer.frequencies_cutoff:
         factor = float(layer.frequencies_cutoff)
         options["frequencies_cutoff"] = lambda r: factor * r

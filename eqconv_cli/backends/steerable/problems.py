@@ -182,6 +182,8 @@ _PLAIN = frozenset({"verify"})
 _DEFAULT = _PLAIN | {"invariants"}
 _SMALLEST = _DEFAULT | {"quick", "tiny"}
 _FULL = frozenset({"full", "invariants"})
+#: Whose coordinates e2cnn chooses otherwise.
+_QUOTIENTS = frozenset({"quotients"})
 
 
 def missing_photograph() -> list[str]:
@@ -209,7 +211,7 @@ def _layer(
 _SMALL = (
     _expansion("c8-regular", "C8, regular fields, 5 x 5", _SMALLEST, "C8", "2*regular", "3*regular", 5),
     _expansion(
-        "d4-mixed", "D4 about a diagonal: regular, irreps and quotients in no order", _DEFAULT,
+        "d4-mixed", "D4 about a diagonal: regular, irreps and quotients in no order", _DEFAULT | _QUOTIENTS,
         "D4", "regular+irrep:1,1+quotient:0,1+regular", "quotient:2+regular+irrep:1,0+quotient:2", 5, axis="1/4",
     ),
     _expansion(
@@ -232,8 +234,10 @@ _SMALL = (
         "c8-k2", "2 x 2 on a ring through the pixels", _PLAIN, "C8", "regular", "2*regular", 2,
         frequencies_cutoff="2", rings="0.7", sigma="0.5",
     ),
-    _expansion("d2-k4", "4 x 4", _DEFAULT, "D2", "regular+quotient:0,1", "regular", 4),
-    _expansion("c6-k6", "6 x 6, a group off the grid", _PLAIN, "C6", "regular+irrep:3", "quotient:2+regular", 6),
+    _expansion("d2-k4", "4 x 4", _DEFAULT | _QUOTIENTS, "D2", "regular+quotient:0,1", "regular", 4),
+    _expansion(
+        "c6-k6", "6 x 6, a group off the grid", _PLAIN | _QUOTIENTS, "C6", "regular+irrep:3", "quotient:2+regular", 6
+    ),
     _expansion("d8-k9", "D8, 9 x 9", _FULL, "D8", "regular+irrep:1,2", "2*regular", 9),
     _expansion("c3-k7", "C3, frequencies up to 3 r, 7 x 7", _FULL, "C3", "regular", "2*regular", 7,
                frequencies_cutoff="3"),

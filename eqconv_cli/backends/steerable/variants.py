@@ -90,6 +90,7 @@ def _peers() -> Iterator[Variant]:
         headline=True,
         operation="expansion",
         peer=True,
+        refuses={"quotients": "e2cnn chooses other coordinates for quotients"},
         requires=("e2cnn",),
         source="QUVA-Lab/e2cnn 0.2.3 nn/modules/r2_conv/basisexpansion_blocks.py",
     )
