@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqconv_cli.backends.steerable.basis import Coupling, SteerableBasis
+from eqconv_cli.backends.steerable.basis import Coupling, Harmonic, SteerableBasis, sampled
 from eqconv_cli.backends.steerable.packed import Packed
 from eqconv_cli.backends.steerable.plan import Plan
 
@@ -55,7 +55,7 @@ def filter_of_tables(packed: Packed, weights: Array) -> Array:
             own = weights[at : at + record[2]]
             filled = _direct if packed.direct else _by_harmonics
             made[rows, columns] = filled(
-                packed, own, record, table, values, harmonic.reshape(packed.harmonics, -1), permutation
+                packed, own, record, table, values, harmonic.reshape(packed.harmonics, packed.pixels), permutation
             )
     return made
 
@@ -83,7 +83,7 @@ def _by_harmonics(
     made = np.full((so, si, packed.pixels), np.nan)
     for row in range(rows):
         for o, i, sign, number in images.reshape(-1, 4)[first[row] : first[row + 1]]:
-            made[o, i] = sign * computed[row][permutation.reshape(packed.permutations, -1)[number]]
+            made[o, i] = sign * computed[row][permutation.reshape(packed.permutations, packed.pixels)[number]]
     return made
 
 
@@ -102,33 +102,37 @@ def layer(filter: Array, stride: int = 1, padding: int = 0, dilation: int = 1) -
 
 
 def with_noise(basis: SteerableBasis, element: int, seed: int = 0) -> SteerableBasis:
-    """The same basis with one element replaced by noise of the same norm on the grid, in every entry."""
+    """The same basis with one element replaced by noise of the same norm on the grid.
+
+    The noise has every frequency up to 3 on every ring in every entry, not only those that the group allows.
+    """
     rng = np.random.default_rng(seed)
+    waves = [(0, 0), *((mu, sine) for mu in (1, 2, 3) for sine in (0, 1))]
+    noisy = [Harmonic(ring, *wave) for ring in range(len(basis.sampling.rings)) for wave in waves]
+    harmonics = sorted({*basis.harmonics, *noisy})
+    position = {harmonic: h for h, harmonic in enumerate(harmonics)}
+    so, si, _ = basis.block_shape
+    row, column, wave = np.indices((so, si, len(noisy))).reshape(3, -1)
+    factor = rng.normal(size=row.size)
+    on_grid = factor.reshape(so, si, -1) @ sampled(basis.space, basis.sampling, noisy, basis.sampling.points())
+    factor *= np.sqrt(basis.elements[element].shape[0] / (on_grid**2).sum())
     c = basis.coupling
     kept = c.element != element
-    so, si, _ = basis.block_shape
-    row, column, harmonic = np.indices((so, si, len(basis.harmonics))).reshape(3, -1)
-    factor = rng.normal(size=row.size)
-    sampled = factor.reshape(so, si, -1) @ basis.harmonic
-    factor *= np.sqrt(basis.elements[element].shape[0] / (sampled**2).sum())
-
-    def joined(old: Array, new: Array) -> Array:
-        return np.concatenate([old[kept], new.astype(old.dtype)])
-
+    old = np.array([position[harmonic] for harmonic in basis.harmonics])[c.harmonic]
+    new = np.array([position[harmonic] for harmonic in noisy])[wave]
     coupling = Coupling(
-        joined(c.element, np.full(row.size, element)),
-        joined(c.row, row),
-        joined(c.column, column),
-        joined(c.harmonic, harmonic),
-        joined(c.factor, factor),
+        np.concatenate([c.element[kept], np.full(row.size, element)]).astype(np.int32),
+        np.concatenate([c.row[kept], row]).astype(np.int32),
+        np.concatenate([c.column[kept], column]).astype(np.int32),
+        np.concatenate([old[kept], new]).astype(np.int32),
+        np.concatenate([c.factor[kept], factor]),
     )
-    return SteerableBasis(
-        basis.space, basis.in_rep, basis.out_rep, basis.sampling, basis.elements, coupling, basis.harmonics
-    )
+    return SteerableBasis(basis.space, basis.in_rep, basis.out_rep, basis.sampling, basis.elements, coupling, harmonics)
 
 
 def broken(plan: Plan, seed: int = 0) -> Plan:
-    """The plan with one element of its first basis replaced by noise."""
-    first = plan.pairs[0]
-    pairs = (first._replace(basis=with_noise(first.basis, len(first.basis) // 2, seed)), *plan.pairs[1:])
+    """The plan with one element of its largest basis replaced by noise."""
+    largest = max(plan.pairs, key=lambda pair: len(pair.basis))
+    noisy = with_noise(largest.basis, len(largest.basis) // 2, seed)
+    pairs = tuple(pair._replace(basis=noisy) if pair is largest else pair for pair in plan.pairs)
     return Plan(plan.in_type, plan.out_type, plan.sampling, pairs)

@@ -11,7 +11,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from numbers import Integral
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -300,7 +299,7 @@ def forget_bases() -> None:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
 
 
 def _identity(rep: Representation) -> tuple[Any, ...]:
