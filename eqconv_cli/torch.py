@@ -41,6 +41,8 @@ from eqconv_cli.backends.feature_steered.plan import Coo, Csr, NeighborhoodPlan
 from eqconv_cli.backends.feature_steered.torch import feature_steered_convolution, plan_neighborhood
 from eqconv_cli.backends.feature_steered.torch_layers import FeaStConv, FeatureSteeredConvolution
 from eqconv_cli.backends.feature_steered.torch_models import MeshSegmentation, masked_cross_entropy
+from eqconv_cli.backends.steerable.fields import FieldType, Space
+from eqconv_cli.backends.steerable.torch_layers import R2Conv, SteerableConv2d
 
 __all__ = [
     "BatchNorm",
@@ -50,15 +52,19 @@ __all__ = [
     "Csr",
     "FeaStConv",
     "FeatureSteeredConvolution",
+    "FieldType",
     "MeshSegmentation",
     "NeighborhoodPlan",
     "PixelIndex",
+    "R2Conv",
     "ResidualWeights",
     "Sites",
+    "Space",
     "SparseBlockConv2d",
     "SparseConv",
     "SparseInverseConv",
     "SparseResidualUnit",
+    "SteerableConv2d",
     "SubmanifoldConv",
     "block_params",
     "block_params_chain",

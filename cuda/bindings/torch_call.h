@@ -76,16 +76,17 @@ inline int32_t raw_dtype(const Tensor& tensor) {
 /* One call of an operation: checks its tensors against `x`, allocates like it, and runs in the right core. */
 class Call {
   public:
-    Call(const AnyOperation& operation, const Tensor& x, const std::string& core)
-        : Call(operation, x, raw_dtype(x), core) {
-        STD_TORCH_CHECK(wide_ || dtype_ == aoti_torch_dtype_float32(), "x has dtype ",
+    /* `x_name`: what the operator calls x. */
+    Call(const AnyOperation& operation, const Tensor& x, const std::string& core, const char* x_name = "x")
+        : Call(operation, x, raw_dtype(x), core, x_name) {
+        STD_TORCH_CHECK(wide_ || dtype_ == aoti_torch_dtype_float32(), x_name, " has dtype ",
                         torch::headeronly::toString(x.scalar_type()), ": allowed: Float, Double");
     }
 
     /* For an operation without real arrays, whose functions for float and for double are the same: `x` tells the device
      * only. */
     static Call without_reals(const AnyOperation& operation, const Tensor& x, const std::string& core) {
-        return Call(operation, x, aoti_torch_dtype_float32(), core);
+        return Call(operation, x, aoti_torch_dtype_float32(), core, "x");
     }
 
     /* The memory of an input of this shape; made contiguous where it is not. */
@@ -201,14 +202,17 @@ class Call {
 
     Place place() const { return place_; }
 
+    /* Whether real numbers are double. */
+    bool wide() const { return wide_; }
+
     int32_t threads(int64_t wanted) const {
         if (place_ != CPU || wanted > 0) return int32_t(wanted);
         return int32_t(torch::stable::get_num_threads());
     }
 
   private:
-    Call(const AnyOperation& operation, const Tensor& x, int32_t dtype, const std::string& core)
-        : dtype_(dtype), device_type_(device_type(x)), device_index_(x.get_device_index()) {
+    Call(const AnyOperation& operation, const Tensor& x, int32_t dtype, const std::string& core, const char* x_name)
+        : x_name_(x_name), dtype_(dtype), device_type_(device_type(x)), device_index_(x.get_device_index()) {
         STD_TORCH_CHECK(core.empty() || core == "emulated", "core is '", core, "': allowed: '', 'emulated'");
         wide_ = dtype_ == aoti_torch_dtype_float64();
         const bool cuda = device_type_ != aoti_torch_device_type_cpu();
@@ -219,9 +223,10 @@ class Call {
 
     void check(const char* name, const Tensor& tensor, int32_t dtype) const {
         STD_TORCH_CHECK(raw_dtype(tensor) == dtype, name, " has dtype ",
-                        torch::headeronly::toString(tensor.scalar_type()), ", which does not go with that of x");
+                        torch::headeronly::toString(tensor.scalar_type()), ", which does not go with that of ",
+                        x_name_);
         STD_TORCH_CHECK(device_type(tensor) == device_type_ && tensor.get_device_index() == device_index_, name,
-                        " is not on the device of x");
+                        " is not on the device of ", x_name_);
     }
 
     template <size_t rank>
@@ -262,6 +267,7 @@ class Call {
         return tensor;
     }
 
+    const char* x_name_;
     int32_t dtype_, device_type_, device_index_;
     bool wide_ = false;
     Place place_ = CPU;

@@ -108,6 +108,11 @@ class SteerableBasis:
     def __len__(self) -> int:
         return len(self.elements)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the forms: they are made again when they are asked for."""
+        names = ("space", "in_rep", "out_rep", "sampling", "elements", "coupling", "harmonics")
+        return {name: self.__dict__[name] for name in names}
+
     @property
     def block_shape(self) -> tuple[int, int, int]:
         """(so, si, S)."""
@@ -257,8 +262,9 @@ def sampled_basis(
     sampling: Sampling,
     maximum_offset: int | None = None,
     basis_filter: Callable[[Attributes], bool] | None = None,
+    recompute: bool = False,
 ) -> SteerableBasis:
-    """:func:`build_basis` for a sampling; bases are kept and given again.
+    """:func:`build_basis` for a sampling; bases are kept and, unless ``recompute``, given again.
 
     Raises:
         ValueError: a representation is of another group; ``maximum_offset`` is negative.
@@ -281,7 +287,7 @@ def sampled_basis(
         None if basis_filter is None else tuple(candidates),
     )
     with _LOCK:
-        if key in _CACHE:
+        if key in _CACHE and not recompute:
             _CACHE.move_to_end(key)
             return _CACHE[key]
     made = _build(space, in_rep, out_rep, sampling, candidates)

@@ -5,12 +5,13 @@ The order of the weights is that of QUVA-Lab/e2cnn ``nn/modules/r2_conv/basisexp
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,14 @@ class Plan:
     out_type: FieldType
     sampling: Sampling
     pairs: tuple[PairType, ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tables: they are made again when they are asked for."""
+        return {field.name: self.__dict__[field.name] for field in dataclasses.fields(self)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """Itself, for nothing in it changes: copies of a layer share its tables."""
+        return self
 
     @property
     def weights_size(self) -> int:
@@ -188,12 +197,14 @@ def make_plan(
     maximum_offset: int | None = None,
     basis_filter: Callable[[Attributes], bool] | None = None,
     scale_cutoff_with_dilation: bool = False,
+    recompute: bool = False,
 ) -> Plan:
     """The plan of a layer.
 
     Args:
         in_type, out_type: of one space.
         groups: of the convolution; the basis is for one group of input fields against all output fields.
+        recompute: build the bases anew rather than take those that are kept.
         kernel_size, ...: as for :func:`eqconv_cli.backends.steerable.basis.build_basis`.
 
     Raises:
@@ -210,7 +221,7 @@ def make_plan(
     pairs, start = [], 0
     for in_name, (in_rep, in_fields) in one.by_name.items():
         for out_name, (out_rep, out_fields) in out_type.by_name.items():
-            basis = sampled_basis(out_type.space, in_rep, out_rep, sampling, maximum_offset, basis_filter)
+            basis = sampled_basis(out_type.space, in_rep, out_rep, sampling, maximum_offset, basis_filter, recompute)
             if len(basis):
                 pairs.append(PairType(in_name, out_name, basis, in_fields, out_fields, start))
                 start += pairs[-1].weights
