@@ -13,6 +13,8 @@ COMPOSITIONS = ("dense", "dense_direct", "irreps_loop", "irreps_vec", "packed", 
 #: Compiled.
 COMPILED = ("fused", "fused_orbit", "fused_direct")
 ALGORITHMS = (*COMPOSITIONS, *COMPILED)
+#: What "auto" is where the kernels can compute, and where they cannot.
+AUTO, AUTO_COMPOSITION = "fused_orbit", "harmonic"
 FLOATS = ("float32", "float64")
 
 
@@ -40,9 +42,9 @@ def choose(
     reasons = missing(how)
     if algorithm == "auto":
         if not reasons:
-            return "fused_orbit", how
+            return AUTO, how
         if settings is None:
-            return "harmonic", None
+            return AUTO_COMPOSITION, None
     if reasons:
         raise Unavailable(f"algorithm={algorithm!r}", reasons)
     return algorithm, how
@@ -58,5 +60,6 @@ def check_filter(name: str, shape: Sequence[int | None], plan: Plan) -> None:
     """Raises ValueError unless ``shape`` is that of the filter; an extent that a graph does not know is None."""
     wanted = plan.filter_shape
     if len(shape) != 4 or any(n is not None and n != m for n, m in zip(shape, wanted, strict=True)):
-        shown = ", ".join("?" if extent is None else str(extent) for extent in shape)
-        raise ValueError(f"{name} has shape ({shown}): expected {wanted}, [out channels, in channels / groups, k, k]")
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}: expected {wanted}, [out channels, in channels / groups, k, k]"
+        )

@@ -35,6 +35,8 @@ class Place(NamedTuple):
     columns: tuple[int, int] | None
     row_index: Array
     column_index: Array
+    #: First channel of each out field.
+    out_starts: tuple[int, ...]
 
 
 class Recombination(NamedTuple):
@@ -123,6 +125,30 @@ class Layer(NamedTuple):
     harmonic: Array | None
 
 
+class Assembly(NamedTuple):
+    """How the rows (out channel, in channel) of all blocks, one after the other, become those of the filter."""
+
+    #: For each row of the filter that of the blocks, or the one after the last where there is no block.
+    source: Array
+    #: For each row of the blocks that of the filter; where a row is missing, one more that stands for it.
+    positions: Array
+    #: Whether none is missing.
+    covers: bool
+
+
+def assembly(plan: Plan) -> Assembly:
+    """For blocks that are [out occurrences, so, in occurrences, si], as int64."""
+    out_channels, in_channels = plan.filter_shape[:2]
+    found = [
+        (place.rows.ravel()[:, None] * in_channels + place.columns.ravel()).ravel() for place in tables.places(plan)
+    ]
+    positions = np.concatenate(found, dtype=np.int64)
+    source = np.full(out_channels * in_channels, len(positions), np.int64)
+    source[positions] = np.arange(len(positions))
+    covers = len(positions) == len(source)
+    return Assembly(source, positions if covers else np.append(positions, 0), covers)
+
+
 def layer_constants(plan: Plan, algorithm: str) -> Layer:
     """The constants of a composition as arrays of NumPy, float64 and int64."""
     harmonics = tuple(sorted({harmonic for pair in plan.pairs for harmonic in pair.basis.harmonics}))
@@ -161,7 +187,8 @@ def _place(pair: PairType, place: tables.Place) -> Place:
     so, si, _ = pair.basis.block_shape
     rows, columns = place.rows.ravel().astype(np.int64), place.columns.ravel().astype(np.int64)
     end = pair.start + pair.weights
-    return Place(pair.start, end, *pair.shape, so, si, _range(rows), _range(columns), rows, columns)
+    starts = tuple(place.rows[:, 0].tolist())
+    return Place(pair.start, end, *pair.shape, so, si, _range(rows), _range(columns), rows, columns, starts)
 
 
 def _range(channels: npt.NDArray[np.int64]) -> tuple[int, int] | None:

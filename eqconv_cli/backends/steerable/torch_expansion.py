@@ -174,11 +174,13 @@ def _assembled(layer: Layer, blocks: Sequence[Blocks]) -> Tensor:
         return blocks[0].transpose(2, 3).reshape(lead, out_channels, in_channels, trail)
     made = blocks[0].new_zeros(lead, out_channels, in_channels, trail)
     for place, block in zip(layer.places, blocks, strict=True):
-        ordered = block.transpose(2, 3).reshape(lead, place.outs * place.so, place.ins * place.si, trail)
+        ordered = block.transpose(2, 3)
         if place.rows is not None and place.columns is not None:
-            made[:, slice(*place.rows), slice(*place.columns)] = ordered
+            target = made[:, slice(*place.rows), slice(*place.columns)]
+            target.view(ordered.shape).copy_(ordered)
         else:
-            made[:, place.row_index[:, None], place.column_index] = ordered
+            rows, columns = place.row_index[:, None], place.column_index
+            made[:, rows, columns] = ordered.reshape(lead, len(rows), len(columns), trail)
     return made
 
 
@@ -195,7 +197,7 @@ def _irreps_loop(data: IrrepsLoop, place: Place, weights: Tensor) -> Blocks:
     made = weights.new_zeros(place.so, place.si, len(weights), pixels)
     for pair in data.pairs:
         block = torch.einsum("kb,boip->oikp", weights.index_select(1, pair.ids), pair.values)
-        made[slice(*pair.rows), slice(*pair.columns)] += block
+        made[slice(*pair.rows), slice(*pair.columns)] = block
     return _recombined(data.change, made, place)
 
 
@@ -263,8 +265,15 @@ def _coefficients(data: Harmonics, place: Place, weights: Tensor) -> Blocks:
 
 
 def _dense_direct(layer: Layer, weights: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        # A compiler lays out results itself, and cannot trace those that are given.
+        return _by_pairs(_by_rows)(layer, weights)
     made = _Linear.apply(weights, lambda given: _direct(layer, given), lambda given: _direct_transposed(layer, given))
     return cast(Tensor, made)
+
+
+def _by_rows(data: Dense, place: Place, weights: Tensor) -> Blocks:
+    return _blocks(torch.einsum("kb,obq->koq", weights, data.basis), place)
 
 
 def _direct(layer: Layer, weights: Tensor) -> Tensor:
@@ -274,7 +283,7 @@ def _direct(layer: Layer, weights: Tensor) -> Tensor:
     made = make((out_channels, in_channels, k * k))
     for data, place in zip(layer.data, layer.places, strict=True):
         given = weights[place.start : place.end].view(place.outs, 1, place.ins, place.elements)
-        for field, rows in enumerate(place.row_index.view(place.outs, place.so)[:, 0].tolist()):
+        for field, rows in enumerate(place.out_starts):
             factors = given[field].expand(place.so, -1, -1), data.basis
             target = made[rows : rows + place.so]
             if place.columns is None:
@@ -291,7 +300,7 @@ def _direct_transposed(layer: Layer, filter: Tensor) -> Tensor:
     for data, place in zip(layer.data, layer.places, strict=True):
         target = made[place.start : place.end].view(place.outs, place.ins, place.elements)
         transposed = data.basis.transpose(1, 2)
-        for field, rows in enumerate(place.row_index.view(place.outs, place.so)[:, 0].tolist()):
+        for field, rows in enumerate(place.out_starts):
             given = filter[rows : rows + place.so]
             selected = given[:, place.column_index] if place.columns is None else given[:, slice(*place.columns)]
             fields = selected.unflatten(1, (place.ins, place.si)).flatten(2)
