@@ -27,10 +27,10 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_equivariant_network_reads_turned_digits(example: ModuleType) -> None:
-    result = example.compare(epochs=4)
+    result = example.compare(epochs=8)
     equivariant, plain = result.parameters
     assert abs(equivariant - plain) < 0.1 * equivariant
-    assert result.equivariant[0] > 0.8 and result.plain[0] > 0.8
+    assert result.equivariant[0] > 0.8 and result.plain[0] > 0.7
     for angle in (90, 180, 270):
         # Up to rounding in float32, which may move a digit between two equal logits.
         assert abs(result.equivariant[angle] - result.equivariant[0]) < 0.005
