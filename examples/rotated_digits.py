@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from eqconv_cli.torch import R2Conv, Space
 
-#: Digits are enlarged to DIGIT pixels in the middle of an image. An odd side is halved around its own middle, so turns by
-#: 90 degrees change nothing.
+#: Digits are enlarged to DIGIT pixels in the middle of an image. An odd side is halved around its own middle, so turns
+#: by 90 degrees change nothing.
 SIDE, DIGIT = 21, 13
 ANGLES = (0, 22.5, 45, 90, 135, 180, 270)
 FIELDS = (4, 6, 8)

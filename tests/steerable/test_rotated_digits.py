@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,15 +16,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("torch")
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The example on one thread: small products on several wait for one another where other tests run beside."""
+    torch = pytest.importorskip("torch")
     pytest.importorskip("sklearn")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("rotated_digits", EXAMPLE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "rotated_digits", module)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    torch.set_num_threads(threads)
 
 
 def test_the_equivariant_network_reads_turned_digits(example: ModuleType) -> None:
