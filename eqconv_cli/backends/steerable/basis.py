@@ -272,7 +272,7 @@ def sampled_basis(
     for name, rep in (("in_rep", in_rep), ("out_rep", out_rep)):
         if rep.group != space.group:
             raise ValueError(f"{name} ({rep.name}) is of {rep.group.name}: the space has {space.group.name}")
-    if maximum_offset is not None and (isinstance(maximum_offset, bool) or maximum_offset < 0):
+    if maximum_offset is not None and not _counts(maximum_offset):
         raise ValueError(f"maximum_offset={maximum_offset!r}: an integer is needed, 0 or more")
     candidates = _candidates(space, in_rep, out_rep, sampling, maximum_offset)
     if basis_filter is not None:
@@ -302,6 +302,10 @@ def forget_bases() -> None:
     """Let go of all bases that are kept."""
     with _LOCK:
         _CACHE.clear()
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
 
 
 def _identity(rep: Representation) -> tuple[Any, ...]:

@@ -190,8 +190,9 @@ def original_check(
 ) -> tuple[Acceptance, ...]:
     """escnn's acceptance: the picture at five times the resolution is turned, averaged, convolved and averaged again.
 
-    The picture is resized so that both averages come out even, which takes 2 padding off, as escnn's main branch does;
-    release 1.0.11 takes off padding once. Its channels are repeated until the input type is full.
+    The output is turned before its average, too. The picture is resized so that both averages come out even, which
+    takes 2 padding off, as escnn's main branch does; release 1.0.11 takes off padding once. Its channels are repeated
+    until the input type is full.
 
     Args:
         convolve: of stride 1 and dilation 1.
@@ -208,11 +209,11 @@ def original_check(
     side = (SIDE * POOL - 1 + kernel_size - 2 * padding) * POOL
     channels = np.resize(np.arange(len(image)), in_type.size)
     x = resized(image, side)[channels][None]
-    y = _pooled(convolve(_pooled(x)))
-    disc = _escnn_disc(y.shape[-1])
+    y = convolve(_pooled(x))
+    disc = central_disc(y.shape[-1] // POOL)
     found = []
     for g in in_type.space.group.test_elements if elements is None else elements:
-        a = transformed(y, out_type, g)[..., disc]
+        a = _pooled(transformed(y, out_type, g))[..., disc]
         b = _pooled(convolve(_pooled(transformed(x, in_type, g))))[..., disc]
         tolerance = TOLERANCE * np.maximum(np.abs(a), np.abs(b)) + TOLERANCE
         found.append(Acceptance(g, float((np.abs(a - b) / tolerance).max())))
@@ -289,12 +290,6 @@ def resized(image: Array, side: int) -> Matrix:
 def central_disc(side: int) -> npt.NDArray[np.bool_]:
     """Pixels that are nearer to the centre of the image than a quarter of its side, [side, side]."""
     at = np.arange(side) - (side - 1) / 2
-    return np.asarray(at[:, None] ** 2 + at**2 < (side / 4) ** 2)
-
-
-def _escnn_disc(side: int) -> npt.NDArray[np.bool_]:
-    """The same around side / 2, half a pixel beside the centre."""
-    at = np.arange(side) - side / 2
     return np.asarray(at[:, None] ** 2 + at**2 < (side / 4) ** 2)
 
 

@@ -133,7 +133,9 @@ def _sigmas(radii: Sequence[float], sigma: float | Sequence[float] | None) -> li
     if sigma is None:
         widths = [0.6] * (len(radii) - 1) + [0.4]
         return [0.005 if radius == 0 else width for radius, width in zip(radii, widths, strict=True)]
-    widths = [float(sigma)] * len(radii) if isinstance(sigma, (int, float)) else [float(width) for width in sigma]
+    widths = (
+        [float(sigma)] * len(radii) if isinstance(sigma, (int, float, np.number)) else [float(width) for width in sigma]
+    )
     if len(widths) != len(radii):
         raise ValueError(f"sigma has {len(widths)} numbers: expected one, or {len(radii)}, one for each ring")
     for width in widths:
@@ -147,7 +149,7 @@ def _cutoff(k: int, given: Cutoff) -> Callable[[float], float]:
         return given
     if given is None:
         given = -1
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+    if isinstance(given, bool) or not isinstance(given, (int, float, np.number)):
         raise TypeError(f"frequencies_cutoff={given!r}: a number, a function of the radius, or None is needed")
     if math.isnan(given):
         raise ValueError("frequencies_cutoff=nan: a number is needed")
