@@ -35,6 +35,12 @@ class ByHarmonics {
         tile_ = elements * lanes;
         coefficients_ = most_used * block * lanes;
         rows_ = lanes * permutations.step();
+        for (int64_t t = 0; t < a.types; ++t) {
+            const int64_t rows = a.table[t * EQC_ST_RECORD + EQC_ST_ROWS];
+            if (!at_once(rows, a.table[t * EQC_ST_RECORD + EQC_ST_HARMONICS])) continue;
+            coefficients_ = larger(coefficients_, a.table[t * EQC_ST_RECORD + EQC_ST_HARMONICS] * rows * lanes);
+            rows_ = larger(rows_, rows * permutations.step());
+        }
         room_ = arena.take<T>(layer.threads * (tile_ + coefficients_ + rows_));
     }
 
@@ -57,6 +63,7 @@ class ByHarmonics {
         const Type<T>& type = layer.type(group);
         const Room room = room_of(thread);
         load_weights(layer, group, type.elements, room.tile);
+        if (at_once(type.rows, type.harmonics)) return all_rows(type, group, room);
         for (int64_t first = 0; first < type.rows; first += block) {
             const int64_t count = smaller(block, type.rows - first);
             sum_slots(type, first, count, room);
@@ -94,6 +101,8 @@ class ByHarmonics {
 
    private:
     static constexpr int most_block = 16;
+    /* Bytes of coefficients and of rows that are worth keeping: a part of the second-level cache. */
+    static constexpr int64_t most_kept = 1 << 18;
 #if defined(EQC_ISA_AVX512)
     static constexpr int registers = 16;
 #else
@@ -123,6 +132,51 @@ class ByHarmonics {
     Room room_of(int thread) const {
         T* tile = room_ + thread * (tile_ + coefficients_ + rows_);
         return {tile, tile + tile_, tile + tile_ + coefficients_};
+    }
+
+    /* Whether all rows of a pair are made before the first is written: then the filter is written in its own order. */
+    bool at_once(int64_t rows, int64_t harmonics) const {
+        return permutations.short_rows() && rows * harmonics * lanes * int64_t(sizeof(T)) <= most_kept &&
+               rows * permutations.step() * int64_t(sizeof(T)) <= most_kept;
+    }
+
+    void all_rows(const Type<T>& type, const Group& group, const Room& room) const {
+        sum_slots(type, 0, type.rows, room);
+        const int64_t between = a.in_channels * a.pixels;
+        for (int64_t q = 0; q < group.count; ++q) {
+            rows_of_pair(type, room.coefficients + q, room.rows);
+            T* to = layer.filter(group.pairs[q]);
+            for (int64_t o = 0; o < type.out_size; ++o, to += between)
+                permutations.in_order(type.sources + o * type.in_size, type.in_size, room.rows, to);
+        }
+    }
+
+    /* rows[r, p] = sum over k of coefficients[k, r] · harmonic[index(k), p] for all rows of a pair */
+    void rows_of_pair(const Type<T>& type, const T* coefficients, T* rows) const {
+        int64_t left = type.rows;
+        const auto some = [&](auto R) EQC_INLINE_LAMBDA {
+            permutations.vectors == 1 ? rows_of<R(), 1>(type, coefficients, rows)
+                                      : rows_of<R(), 2>(type, coefficients, rows);
+            coefficients += R() * lanes, rows += R() * permutations.step(), left -= R();
+        };
+        while (left >= 8) some(std::integral_constant<int, 8>());
+        if (left >= 4) some(std::integral_constant<int, 4>());
+        if (left >= 2) some(std::integral_constant<int, 2>());
+        if (left >= 1) some(std::integral_constant<int, 1>());
+    }
+
+    template <int R, int N>
+    EQC_INLINE void rows_of(const Type<T>& type, const T* coefficients, T* rows) const {
+        V sum[R][N] = {};
+        for (int64_t k = 0; k < type.harmonics; ++k, coefficients += type.rows * lanes) {
+            const T* harmonic = by_harmonic_ + type.used[3 * k] * (N * lanes);
+            V values[N];
+            for (int v = 0; v < N; ++v) values[v] = load(harmonic + v * lanes);
+            for (int r = 0; r < R; ++r)
+                for (int v = 0; v < N; ++v) sum[r][v] += coefficients[r * lanes] * values[v];
+        }
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < N; ++v) store(rows + r * permutations.step() + v * lanes, sum[r][v]);
     }
 
     template <int R>
@@ -173,7 +227,7 @@ class ByHarmonics {
 
     /* rows[q, p] = sum over k of coefficients[k, q] · harmonic[index(k), p] for one row of `together` pairs */
     void sum_harmonics(const Type<T>& type, const T* coefficients, int64_t step, T* rows) const {
-                for (int64_t v = 0; v < permutations.vectors; v += 2) {
+        for (int64_t v = 0; v < permutations.vectors; v += 2) {
             const T* harmonic = by_harmonic_ + v * lanes;
             T* to = rows + v * lanes;
             v + 1 < permutations.vectors ? sum_harmonics_of<together, 2>(type, coefficients, step, harmonic, to)

@@ -22,6 +22,11 @@ struct Image {
     int32_t sign;
 };
 
+/* The same from the side of the entry: which row it is an image of. */
+struct Source {
+    int32_t row, permutation, sign;
+};
+
 template <class T>
 struct Type {
     int64_t out_size, in_size, elements, rows, harmonics, slots;
@@ -29,7 +34,8 @@ struct Type {
     const int32_t* element; /* [slots] */
     const int32_t* first;   /* [rows + 1] the first image of each row */
     const T* values;        /* [slots, rows], directly [elements, out size, in size, pixels] */
-    Image* images;
+    Image* images;          /* by rows */
+    Source* sources;        /* [out size, in size] */
 
     Type(const int32_t* record, const Arguments& a)
         : out_size(record[EQC_ST_OUT_SIZE]),
@@ -42,7 +48,8 @@ struct Type {
           element(used + 3 * harmonics),
           first(element + slots),
           values(static_cast<const T*>(a.values) + record[EQC_ST_VALUES]),
-          images(nullptr) {}
+          images(nullptr),
+          sources(nullptr) {}
 
     const int32_t* image_list() const { return first + rows + 1; }
 };
@@ -139,6 +146,7 @@ class Layer {
         const int64_t pairs = a.out_fields * a.in_fields;
         types_ = arena.take<Type<T>>(a.types);
         images_ = arena.take<Image>(all_images_);
+        sources_ = arena.take<Source>(all_images_);
         seen_ = arena.take<uint8_t>(larger(most_images_, a.pixels));
         ends_ = arena.take<int64_t>(a.types + 1);
         pairs_ = arena.take<Pair>(pairs);
@@ -155,6 +163,7 @@ class Layer {
             Type<T>& type = *new (types_ + t) Type<T>(a.table + t * EQC_ST_RECORD, a);
             if (direct(a)) continue;
             type.images = images;
+            type.sources = sources_ + (images - images_);
             if (wrong_slots(a, type) || !read_images(type)) return false;
             images += type.out_size * type.in_size;
         }
@@ -202,13 +211,16 @@ class Layer {
         if (descends) return false;
         std::memset(seen_, 0, size_t(size));
         const int32_t* image = type.image_list();
+        int32_t row = 0;
         for (int64_t k = 0; k < size; ++k, image += 4) {
             const int64_t o = image[0], i = image[1];
+            while (first[row + 1] <= k) ++row;
             if (o < 0 || o >= type.out_size || i < 0 || i >= type.in_size || (image[2] != 1 && image[2] != -1) ||
                 image[3] < 0 || image[3] >= a.permutations || seen_[o * type.in_size + i])
                 return false;
             seen_[o * type.in_size + i] = 1;
             type.images[k] = {(o * a.in_channels + i) * a.pixels, image[3], image[2]};
+            type.sources[o * type.in_size + i] = {row, image[3], image[2]};
         }
         return true;
     }
@@ -259,6 +271,7 @@ class Layer {
     int64_t most_images_ = 0, all_images_ = 0, group_count_ = 0;
     Type<T>* types_;
     Image* images_;
+    Source* sources_;
     uint8_t* seen_;
     int64_t* ends_;
     Pair* pairs_;

@@ -81,6 +81,19 @@ class Permutations {
         image.sign < 0 ? spread_signed<true>(image, count, rows, to) : spread_signed<false>(image, count, rows, to);
     }
 
+#if defined(EQC_ISA_AVX512)
+    /* Whether in_order() can write rows of so many pixels. */
+    bool short_rows() const { return vectors <= 2; }
+
+    /* The images of `count` sources one after the other from `to` on, as they follow each other in the filter. */
+    EQC_INLINE void in_order(const Source* sources, int64_t count, const T* rows, T* to) const {
+        vectors == 1 ? in_order_of<1>(sources, count, rows, to) : in_order_of<2>(sources, count, rows, to);
+    }
+#else
+    bool short_rows() const { return false; }
+    void in_order(const Source*, int64_t, const T*, T*) const {}
+#endif
+
     /* rows[q] = the sum over images of sign · row of the filter, first number from(q, image), permuted back. Lanes
      * beyond the pixels may be anything. */
     template <class From>
@@ -175,6 +188,28 @@ class Permutations {
                 body(v, Recipe<3>(places_[entry], picks, pairs));
             else
                 body(v, Recipe<0>(places_[entry], picks, pairs));
+        }
+    }
+
+    /* What a vector writes beyond a row of less than a vector, the rows behind it write again. */
+    template <int N>
+    EQC_INLINE void in_order_of(const Source* sources, int64_t count, const T* rows, T* to) const {
+        const int64_t end = pixels - lanes;
+        for (int64_t k = 0; k < count; ++k, to += pixels) {
+            const Source source = sources[k];
+            const T* row = rows + source.row * step();
+            const Places<T>* places = places_ + N * source.permutation;
+            V low = load(row), high = N == 1 ? low : load(row + lanes);
+            if (source.sign < 0) low = -low, high = -high;
+            const V first = picked<T>(low, high, places[0]);
+            if (N == 2) {
+                store(to, first);
+                store(to + end, picked<T>(low, high, places[N - 1]));
+            } else if ((count - k) * pixels >= lanes) {
+                store(to, first);
+            } else {
+                store_first(to, first, int(pixels));
+            }
         }
     }
 
