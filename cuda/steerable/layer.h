@@ -22,7 +22,13 @@ struct Image {
     int32_t sign;
 };
 
-/* The same from the side of the entry: which row it is an image of. */
+/* Numbers from a row of pixels in a tile to the next: whole pairs of vectors. */
+template <class T>
+constexpr int64_t row_step(int64_t pixels) {
+    return padded(pixels, 2 * Vector<T>::lanes);
+}
+
+/* The same from the side of the entry: where in a tile the row is that it is an image of. */
 struct Source {
     int32_t row, permutation, sign;
 };
@@ -220,7 +226,7 @@ class Layer {
                 return false;
             seen_[o * type.in_size + i] = 1;
             type.images[k] = {(o * a.in_channels + i) * a.pixels, image[3], image[2]};
-            type.sources[o * type.in_size + i] = {row, image[3], image[2]};
+            type.sources[o * type.in_size + i] = {int32_t(row * row_step<T>(a.pixels)), image[3], image[2]};
         }
         return true;
     }

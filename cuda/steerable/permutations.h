@@ -59,7 +59,7 @@ class Permutations {
     const int64_t pixels, vectors, pairs;
 
     /* From a row of a tile to the next. */
-    int64_t step() const { return 2 * lanes * pairs; }
+    int64_t step() const { return row_step<T>(pixels); }
 
     /* For spread(); */
     void prepare_spread() {
@@ -193,24 +193,21 @@ class Permutations {
 
     /* What a vector writes beyond a row of less than a vector, the rows behind it write again. */
     template <int N>
-    EQC_INLINE void in_order_of(const Source* sources, int64_t count, const T* rows, T* to) const {
-        const int64_t end = pixels - lanes;
-        for (int64_t k = 0; k < count; ++k, to += pixels) {
-            const Source source = sources[k];
-            const T* row = rows + source.row * step();
-            const Places<T>* places = places_ + N * source.permutation;
-            V low = load(row), high = N == 1 ? low : load(row + lanes);
-            if (source.sign < 0) low = -low, high = -high;
-            const V first = picked<T>(low, high, places[0]);
-            if (N == 2) {
-                store(to, first);
-                store(to + end, picked<T>(low, high, places[N - 1]));
-            } else if ((count - k) * pixels >= lanes) {
-                store(to, first);
-            } else {
-                store_first(to, first, int(pixels));
-            }
+    EQC_INLINE void in_order_of(const Source* source, int64_t count, const T* rows, T* to) const {
+        /* Stores may be to anything, as far as the compiler knows: what it would load again is here. */
+        const int64_t size = pixels, end = size - lanes;
+        const Places<T>* const places = places_;
+        const int64_t masked = N == 1 ? smaller(count, (lanes - 1) / size) : 0;
+        const auto row = [&](int v) EQC_INLINE_LAMBDA {
+            V low = load(rows + source->row), high = N == 1 ? low : load(rows + source->row + lanes);
+            if (source->sign < 0) low = -low, high = -high;
+            return picked<T>(low, high, places[N * source->permutation + v]);
+        };
+        for (const Source* last = source + (count - masked); source != last; ++source, to += size) {
+            store(to, row(0));
+            if (N == 2) store(to + end, row(1));
         }
+        for (int64_t k = 0; k < masked; ++k, ++source, to += size) store_first(to, row(0), int(size));
     }
 
     template <bool negative, class To>
