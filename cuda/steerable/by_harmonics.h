@@ -38,8 +38,9 @@ class ByHarmonics {
         for (int64_t t = 0; t < a.types; ++t) {
             const int64_t rows = a.table[t * EQC_ST_RECORD + EQC_ST_ROWS];
             if (!at_once(rows, a.table[t * EQC_ST_RECORD + EQC_ST_HARMONICS])) continue;
-            coefficients_ = larger(coefficients_, a.table[t * EQC_ST_RECORD + EQC_ST_HARMONICS] * rows * lanes);
-            rows_ = larger(rows_, rows * permutations.step());
+            const int64_t used = a.table[t * EQC_ST_RECORD + EQC_ST_HARMONICS];
+            coefficients_ = larger(coefficients_, larger(used, stride) * rows * lanes);
+            rows_ = larger(rows_, rows * (permutations.step() + lanes * stride));
         }
         room_ = arena.take<T>(layer.threads * (tile_ + coefficients_ + rows_));
     }
@@ -83,6 +84,7 @@ class ByHarmonics {
     void backward(const Group& group, int thread) const {
         const Type<T>& type = layer.type(group);
         const Room room = room_of(thread);
+        if (at_once(type.rows, type.harmonics)) return from_all_rows(type, group, room);
         std::fill_n(room.tile, padded(type.elements, lanes) * lanes, T(0));
         std::fill_n(room.rows + group.count * permutations.step(), (lanes - group.count) * permutations.step(), T(0));
         const auto from = [&](int64_t q) EQC_INLINE_LAMBDA { return layer.filter(group.pairs[q]); };
@@ -136,8 +138,8 @@ class ByHarmonics {
 
     /* Whether all rows of a pair are made before the first is written: then the filter is written in its own order. */
     bool at_once(int64_t rows, int64_t harmonics) const {
-        return permutations.short_rows() && rows * harmonics * lanes * int64_t(sizeof(T)) <= most_kept &&
-               rows * permutations.step() * int64_t(sizeof(T)) <= most_kept;
+        const int64_t numbers = rows * larger(lanes * larger(harmonics, stride), permutations.step());
+        return permutations.short_rows() && numbers * int64_t(sizeof(T)) <= most_kept;
     }
 
     void all_rows(const Type<T>& type, const Group& group, const Room& room) const {
@@ -149,6 +151,48 @@ class ByHarmonics {
             for (int64_t o = 0; o < type.out_size; ++o, to += between)
                 permutations.in_order(type.sources + o * type.in_size, type.in_size, room.rows, to);
         }
+    }
+
+    void from_all_rows(const Type<T>& type, const Group& group, const Room& room) const {
+        T* by_pair = room.rows + type.rows * permutations.step(); /* [rows, lanes, stride] */
+        if (group.count < lanes) std::fill_n(by_pair, type.rows * lanes * stride, T(0));
+        for (int64_t q = 0; q < group.count; ++q) {
+            std::fill_n(room.rows, type.rows * permutations.step(), T(0));
+            const T* from = layer.filter(group.pairs[q]);
+            for (int64_t o = 0; o < type.out_size; ++o, from += a.in_channels * a.pixels)
+                permutations.collect(type.sources + o * type.in_size, type.in_size, from, room.rows);
+            pixels_of_pair(type.rows, room.rows, by_pair + q * stride);
+        }
+        for (int64_t r = 0; r < type.rows; ++r)
+            for (int64_t k = 0; k < a.harmonics; k += lanes) {
+                V square[lanes];
+                for (int q = 0; q < lanes; ++q) square[q] = load(by_pair + (r * lanes + q) * stride + k);
+                transpose(square);
+                for (int lane = 0; lane < lanes; ++lane)
+                    store(room.coefficients + ((k + lane) * type.rows + r) * lanes, square[lane]);
+            }
+        std::fill_n(room.tile, padded(type.elements, lanes) * lanes, T(0));
+        sum_rows(type, 0, type.rows, room);
+        store_weights(layer, group, type.elements, room.tile);
+    }
+
+    /* to[r, k] = sum over p of rows[r, p] · harmonic[k, p] for all rows of a pair, `lanes` strides from row to row */
+    void pixels_of_pair(int64_t left, const T* rows, T* to) const {
+        const auto some = [&](auto R) EQC_INLINE_LAMBDA {
+            for (int64_t k = 0; k < a.harmonics; k += lanes) {
+                V sum[R()] = {};
+                for (int64_t p = 0; p < a.pixels; ++p) {
+                    const V harmonic = load(by_pixel_ + p * stride + k);
+                    for (int r = 0; r < R(); ++r) sum[r] += rows[r * permutations.step() + p] * harmonic;
+                }
+                for (int r = 0; r < R(); ++r) store(to + r * lanes * stride + k, sum[r]);
+            }
+            rows += R() * permutations.step(), to += R() * lanes * stride, left -= R();
+        };
+        while (left >= 8) some(std::integral_constant<int, 8>());
+        if (left >= 4) some(std::integral_constant<int, 4>());
+        if (left >= 2) some(std::integral_constant<int, 2>());
+        if (left >= 1) some(std::integral_constant<int, 1>());
     }
 
     /* rows[r, p] = sum over k of coefficients[k, r] · harmonic[index(k), p] for all rows of a pair */

@@ -130,6 +130,9 @@ inline bool wrong_slots(const Arguments& a, const Type<T>& type) {
     return slot != type.slots || (type.slots > 0 && most >= type.elements);
 }
 
+/* Numbers of the filter that are worth waking a thread for. */
+constexpr int64_t worth_a_thread = 1 << 16;
+
 template <class T>
 class Layer {
    public:
@@ -140,7 +143,7 @@ class Layer {
     int64_t most_elements = 0;
 
     Layer(const Arguments& arguments, Arena& arena)
-        : a(arguments), threads(thread_count(a.threads, a.out_fields * a.in_fields)) {
+        : a(arguments), threads(thread_count(a.threads, filter_size(a) / worth_a_thread + 1)) {
         for (int64_t t = 0; t < a.types; ++t) {
             const int32_t* record = a.table + t * EQC_ST_RECORD;
             const int64_t size = int64_t(record[EQC_ST_OUT_SIZE]) * record[EQC_ST_IN_SIZE];

@@ -89,9 +89,14 @@ class Permutations {
     EQC_INLINE void in_order(const Source* sources, int64_t count, const T* rows, T* to) const {
         vectors == 1 ? in_order_of<1>(sources, count, rows, to) : in_order_of<2>(sources, count, rows, to);
     }
+    /* The way back: adds entries of the filter to the rows that they are images of. */
+    EQC_INLINE void collect(const Source* sources, int64_t count, const T* from, T* rows) const {
+        vectors == 1 ? collect_to<1>(sources, count, from, rows) : collect_to<2>(sources, count, from, rows);
+    }
 #else
     bool short_rows() const { return false; }
     void in_order(const Source*, int64_t, const T*, T*) const {}
+    void collect(const Source*, int64_t, const T*, T*) const {}
 #endif
 
     /* rows[q] = the sum over images of sign · row of the filter, first number from(q, image), permuted back. Lanes
@@ -208,6 +213,28 @@ class Permutations {
             if (N == 2) store(to + end, row(1));
         }
         for (int64_t k = 0; k < masked; ++k, ++source, to += size) store_first(to, row(0), int(size));
+    }
+
+    template <int N>
+    EQC_INLINE void collect_to(const Source* source, int64_t count, const T* from, T* rows) const {
+        const int64_t size = pixels, end = size - lanes;
+        const Places<T>* const places = places_;
+        const int64_t masked = N == 1 ? smaller(count, (lanes - 1) / size) : 0;
+        const auto add = [&](V low, V high) EQC_INLINE_LAMBDA {
+            if (source->sign < 0) low = -low, high = -high;
+            for (int v = 0; v < N; ++v) {
+                T* to = rows + source->row + v * lanes;
+                store(to, load(to) + picked<T>(low, high, places[N * source->permutation + v]));
+            }
+        };
+        for (const Source* last = source + (count - masked); source != last; ++source, from += size) {
+            const V low = load(from);
+            add(low, N == 1 ? low : load(from + end));
+        }
+        for (int64_t k = 0; k < masked; ++k, ++source, from += size) {
+            const V low = load_first(from, int(size));
+            add(low, low);
+        }
     }
 
     template <bool negative, class To>
