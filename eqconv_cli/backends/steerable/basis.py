@@ -139,9 +139,12 @@ class SteerableBasis:
         made[c.element, c.row, c.column, c.harmonic] = c.factor
         return made
 
-    @cached_property
+    @property
     def slots(self) -> Slots:
-        """The coupling in the coordinates of the representations, ordered by harmonics and then elements."""
+        """The coupling in the coordinates of the representations, ordered by harmonics and then elements.
+
+        Large, and not kept: what compiled kernels need of it is in the tables of a plan.
+        """
         c = self.coupling
         order = np.lexsort((c.element, c.harmonic))
         element, harmonic = c.element[order], c.harmonic[order]
