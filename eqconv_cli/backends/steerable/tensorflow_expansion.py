@@ -100,11 +100,16 @@ def expand_backward(
     arguments.check_float("grad_filter", grad_filter.dtype.name)
     if grad_filter.shape.rank is not None:
         arguments.check_filter("grad_filter", grad_filter.shape.as_list(), plan)
+    grad_filter = tf.ensure_shape(grad_filter, plan.filter_shape)
+    name, how = arguments.choose(algorithm, settings, lambda wanted: missing_operators(wanted, grad_filter.device))
+    if how is not None:
+        flat = tf.reshape(grad_filter, [*plan.filter_shape[:2], -1])
+        return tensorflow_fused.expand_transposed(_packed(plan, name, grad_filter), flat, how)
     weights = tf.zeros([plan.weights_size], grad_filter.dtype)
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        made = expand(plan, weights, algorithm=algorithm, settings=settings)
-    return tape.gradient(made, weights, output_gradients=tf.ensure_shape(grad_filter, plan.filter_shape))
+        made = expand(plan, weights, algorithm=name)
+    return tape.gradient(made, weights, output_gradients=grad_filter)
 
 
 def _checked(plan: Plan, weights: tf.Tensor) -> tf.Tensor:

@@ -47,15 +47,23 @@ def expand(packed: PackedTensors, weights: tf.Tensor, settings: Fused) -> tf.Ten
         Unavailable: the kernels are not built.
         tf.errors.InvalidArgumentError: shapes or dtypes do not fit; ValueError while tracing.
     """
-    return operators(place_of(settings, weights.device)).eqconv_expand_forward(
-        weights,
-        packed.words,
-        packed.reals,
-        sizes=packed.sizes,
-        flags=Flag.DIRECT * packed.direct + settings.processor_flags,
-        threads=settings.threads,
-        core=settings.core or "",
-    )
+    return operators(place_of(settings, weights.device)).eqconv_expand_forward(weights, **_tables(packed, settings))
+
+
+def expand_transposed(packed: PackedTensors, filter: tf.Tensor, settings: Fused) -> tf.Tensor:
+    """The transposed map, [weights_size] for a filter [out_channels, in_channels, pixels]; else as :func:`expand`."""
+    return operators(place_of(settings, filter.device)).eqconv_expand_backward(filter, **_tables(packed, settings))
+
+
+def _tables(packed: PackedTensors, settings: Fused) -> dict[str, Any]:
+    return {
+        "words": packed.words,
+        "reals": packed.reals,
+        "sizes": packed.sizes,
+        "flags": Flag.DIRECT * packed.direct + settings.processor_flags,
+        "threads": settings.threads,
+        "core": settings.core or "",
+    }
 
 
 @gradient_of("EqconvExpandForward")

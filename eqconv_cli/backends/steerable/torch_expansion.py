@@ -100,10 +100,15 @@ def expand_backward(
         raise ValueError(f"grad_filter has shape {tuple(grad_filter.shape)}: expected {plan.filter_shape}")
     if grad_filter.dtype not in _FLOATS:
         raise TypeError(f"grad_filter has dtype {grad_filter.dtype}: allowed: float32, float64")
+    choose = _chosen if torch.compiler.is_compiling() else _known_choice
+    name, how = choose(algorithm, settings, grad_filter.device.type)
+    if how is not None:
+        packed = _compiled(plan, name, grad_filter.dtype, grad_filter.device).packed
+        return torch_fused.expand_transposed(packed, grad_filter.flatten(2), how)
     further = torch.is_grad_enabled() and grad_filter.requires_grad
     with torch.enable_grad():
         weights = grad_filter.new_zeros(plan.weights_size, requires_grad=True)
-        made = expand(plan, weights, algorithm=algorithm, settings=settings)
+        made = expand(plan, weights, algorithm=name)
     return torch.autograd.grad(made, weights, grad_filter, create_graph=further)[0]
 
 

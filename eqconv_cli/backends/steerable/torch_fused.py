@@ -56,13 +56,26 @@ def expand(packed: PackedTensors, weights: Tensor, settings: Fused) -> Tensor:
         RuntimeError: shapes, dtypes or devices do not fit.
         NotImplementedError: under ``torch.vmap``.
     """
-    flags = Flag.DIRECT * packed.direct + settings.processor_flags
-    tables = (packed.words, packed.reals, packed.sizes, flags, settings.threads, settings.core or "")
-    place = settings.core or weights.device.type
+    tables, place = _tables(packed, settings), settings.core or weights.device.type
     if torch.compiler.is_compiling():
         _ready(place)
         return cast(Tensor, torch.ops.eqconv.expand_forward.default(weights, *tables))
     return _mapped(*_operators(place), weights, tables)
+
+
+def expand_transposed(packed: PackedTensors, filter: Tensor, settings: Fused) -> Tensor:
+    """The transposed map, [weights_size] for a filter [out_channels, in_channels, pixels]; else as :func:`expand`."""
+    tables, place = _tables(packed, settings), settings.core or filter.device.type
+    if torch.compiler.is_compiling():
+        _ready(place)
+        return cast(Tensor, torch.ops.eqconv.expand_backward.default(filter, *tables))
+    forward, backward = _operators(place)
+    return _mapped(backward, forward, filter, tables)
+
+
+def _tables(packed: PackedTensors, settings: Fused) -> tuple[Any, ...]:
+    flags = Flag.DIRECT * packed.direct + settings.processor_flags
+    return packed.words, packed.reals, packed.sizes, flags, settings.threads, settings.core or ""
 
 
 def _mapped(operator: Any, transposed: Any, real: Tensor, tables: tuple[Any, ...]) -> Tensor:
