@@ -85,7 +85,7 @@ def _peers() -> Iterator[Variant]:
     yield Variant(
         algorithm="e2cnn",
         framework="torch",
-        prepare="eqconv_cli.backends.steerable.e2cnn_peer:e2cnn",
+        prepare="eqconv_cli.backends.steerable.torch_e2cnn:e2cnn",
         devices=("cpu", "cuda"),
         headline=True,
         operation="expansion",
