@@ -138,8 +138,8 @@ class ByHarmonics {
 
     /* Whether all rows of a pair are made before the first is written: then the filter is written in its own order. */
     bool at_once(int64_t rows, int64_t harmonics) const {
-        const int64_t numbers = rows * larger(lanes * larger(harmonics, stride), permutations.step());
-        return permutations.short_rows() && numbers * int64_t(sizeof(T)) <= most_kept;
+        const int64_t numbers = larger(lanes * larger(harmonics, stride), permutations.step());
+        return permutations.short_rows() && !too_many(most_kept / int64_t(sizeof(T)), rows, numbers);
     }
 
     void all_rows(const Type<T>& type, const Group& group, const Room& room) const {

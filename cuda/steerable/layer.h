@@ -102,8 +102,9 @@ inline bool wrong(const Arguments* a) {
         (a->types > 0 && !a->table) || (a->values_size > 0 && !a->values) || (a->weights_size > 0 && !a->weights) ||
         (filter_size(*a) > 0 && !a->filter))
         return true;
-    if (!direct(*a) && (a->permutations < 1 || (a->pixels > 0 && !a->permutation) ||
-                        (a->harmonics * a->pixels > 0 && !a->harmonic)))
+    /* A vector of a permuted row can pick from all others. */
+    if (!direct(*a) && (a->permutations < 1 || too_many(most_numbers, a->permutations, a->pixels, a->pixels) ||
+                        (a->pixels > 0 && !a->permutation) || (a->harmonics * a->pixels > 0 && !a->harmonic)))
         return true;
     for (int64_t t = 0; t < a->types; ++t)
         if (wrong_record(*a, a->table + t * EQC_ST_RECORD)) return true;

@@ -2,40 +2,18 @@
 #include "block_sparse/block_sparse.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <cstddef>
 #include <memory>
 #include <thread>
 
-#include "arrays.h"
+#include "operations.h"
 
 namespace {
 
-// Races have nothing to do with where arrays end.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool races_only = true;
-#else
-constexpr bool races_only = false;
-#endif
-
-std::vector<Memory::Kind> kinds = races_only ? std::vector<Memory::Kind>{Memory::heap}
-                                             : std::vector<Memory::Kind>{Memory::heap, Memory::page};
-std::atomic<int64_t> calls{0};
 // What an operation leaves alone keeps these bytes, which are no remarkable number.
 constexpr unsigned char kept = 0x3c;
 // So many entries of a list do not count, and there is no memory for what they would say.
 constexpr int64_t spare = 3;
-
-using Bytes = std::vector<unsigned char>;
-
-// An operation in float and in double.
-template <class Arguments>
-struct Operation {
-    const char* name;
-    size_t (*workspace[2])(const Arguments*);
-    int (*run[2])(const Arguments*, void*, void*);
-};
 
 const Operation<eqc_mask> mask_blocks{"mask_blocks",
                                       {eqc_mask_blocks_f32_workspace, eqc_mask_blocks_f64_workspace},
@@ -67,44 +45,6 @@ const Operation<eqc_neighbours> site_table{"site_table",
 const Operation<eqc_residual> residual_forward{"residual_forward",
                                                {eqc_residual_forward_f32_workspace, eqc_residual_forward_f64_workspace},
                                                {eqc_residual_forward_f32, eqc_residual_forward_f64}};
-
-template <class T, class Arguments>
-void call(const Operation<Arguments>& operation, const Arguments& a, Memory::Kind kind, unsigned char junk) {
-    constexpr int type = sizeof(T) == sizeof(double);
-    Workspace room(kind, operation.workspace[type](&a), junk);
-    const int status = operation.run[type](&a, room.data(), nullptr);
-    REQUIRE(status == EQC_OK, "%s gives %d with flags %d", operation.name, status, a.flags);
-    ++calls;
-}
-
-// A problem gives the same bits for any number of threads, and whatever was in the memory before.
-template <class Problem, class... Given>
-void same_bits(const Given&... given) {
-    Bytes expected;
-    for (Memory::Kind kind : kinds) {
-        Problem problem(kind, given...);
-        if (expected.empty()) expected = problem.results(1, 0);
-        const int most = kind == Memory::heap ? 4 : 2;
-        for (int threads = 1; threads <= most; threads += races_only ? 2 : 1)
-            REQUIRE(problem.results(threads, 0xff) == expected, "other results with %d threads: %s", threads,
-                    problem.name());
-    }
-}
-
-template <template <class> class Problem, class... Given>
-void both_types(const Given&... given) {
-    same_bits<Problem<float>>(given...);
-    same_bits<Problem<double>>(given...);
-}
-
-template <class T>
-void require_finite(const Bytes& all, const char* name) {
-    for (size_t at = 0; at < all.size(); at += sizeof(T)) {
-        T value;
-        std::memcpy(&value, all.data() + at, sizeof value);
-        REQUIRE(std::isfinite(value), "number %zu of %s", at / sizeof(T), name);
-    }
-}
 
 struct Image {
     int64_t images, height, width;
@@ -676,31 +616,6 @@ void concurrent() {
     second.join();
 }
 
-// The first `count` numbers of the arguments, two at a time, are sizes of all kinds; there is no memory for anything.
-template <class Arguments>
-void extreme_sizes(const Operation<Arguments>& operation, size_t count, int instructions) {
-    constexpr int64_t extremes[] = {INT64_MIN, -1, 0, 1, 5, 65536, INT32_MAX, int64_t(1) << 31, int64_t(1) << 40,
-                                    int64_t(1) << 62, INT64_MAX};
-    for (int type : {0, 1}) {
-        REQUIRE(operation.run[type](nullptr, nullptr, nullptr) == EQC_BAD_ARGUMENT, "%s", operation.name);
-        for (size_t i = 0; i < count; ++i)
-            for (size_t j = i; j < count; ++j)
-                for (int64_t first : extremes)
-                    for (int64_t second : extremes) {
-                        Arguments a{};
-                        auto* sizes = reinterpret_cast<int64_t*>(&a);
-                        std::fill_n(sizes, count, 1);
-                        sizes[i] = first;
-                        sizes[j] = second;
-                        a.flags = instructions;
-                        operation.workspace[type](&a);
-                        REQUIRE(operation.run[type](&a, nullptr, nullptr) != EQC_OK, "%s: sizes %d and %d are %lld, %lld",
-                                operation.name, int(i), int(j), static_cast<long long>(first),
-                                static_cast<long long>(second));
-                    }
-    }
-}
-
 void extremes(int instructions) {
     constexpr size_t of_mask = offsetof(eqc_mask, tolerance) / sizeof(int64_t);
     constexpr size_t of_blocks = offsetof(eqc_blocks, flags) / sizeof(int64_t);
@@ -723,19 +638,14 @@ void extremes(int instructions) {
 
 // block_sparse [PART.ARRAY heap|page]: with a planted fault, which is in this part.
 int main(int count, char** words) {
-    if (count > 2) {
-        short_array = words[1];
-        kinds = {words[2] == std::string("page") ? Memory::page : Memory::heap};
-    }
-    const auto wanted = [](const char* part) { return short_array.compare(0, short_array.find('.'), part) == 0; };
-    const bool all = short_array.empty();
+    plant(count, words);
     for (int instructions : {0, int(EQC_AVX512), int(EQC_AVX2), int(EQC_PORTABLE)}) {
-        if (all || wanted("masks")) masks(instructions);
-        if (all || wanted("blocks")) blocks(instructions);
-        if (all || wanted("sites")) sites(instructions);
-        if (all || wanted("neighbours")) neighbours(instructions);
-        if (all || wanted("residual")) residual(instructions);
-        if (all && !races_only) extremes(instructions);
+        if (runs("masks")) masks(instructions);
+        if (runs("blocks")) blocks(instructions);
+        if (runs("sites")) sites(instructions);
+        if (runs("neighbours")) neighbours(instructions);
+        if (runs("residual")) residual(instructions);
+        if (short_array.empty() && !races_only) extremes(instructions);
     }
     concurrent();
     std::printf("%lld calls\n", static_cast<long long>(calls.load()));
