@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional
 
 from eqconv_cli.backends.steerable.basis import forget_bases
-from eqconv_cli.backends.steerable.torch_e2cnn import e2cnn_fields, import_e2cnn
 from eqconv_cli.backends.steerable.fields import FieldType, Space
 from eqconv_cli.backends.steerable.plan import make_plan
+from eqconv_cli.backends.steerable.torch_e2cnn import e2cnn_fields, import_e2cnn
 from eqconv_cli.engine.machine import fingerprint
 from eqconv_cli.torch import R2Conv
 

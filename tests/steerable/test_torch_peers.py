@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch")
 
 from eqconv_cli.backends.steerable.bias import bias_map  # noqa: E402
 from eqconv_cli.backends.steerable.fields import Space  # noqa: E402
+from eqconv_cli.backends.steerable.torch_e2cnn import import_e2cnn  # noqa: E402
+from eqconv_cli.errors import Unavailable  # noqa: E402
 from eqconv_cli.maths.representations import Representation  # noqa: E402
 from eqconv_cli.torch import R2Conv, load_peer_weights  # noqa: E402
 from tests.steerable.support_layers import dense_filter  # noqa: E402
@@ -93,18 +95,13 @@ def test_refused_peers() -> None:
 
 
 def e2cnn(monkeypatch: pytest.MonkeyPatch) -> Any:
-    # e2cnn 0.2.3 uses aliases that NumPy 1.24 took away, and means "if needed" by copy=False, which NumPy 2 does not.
-    for alias in (float, int, bool, object):
-        monkeypatch.setattr(np, alias.__name__, alias if alias is not bool else np.bool_, raising=False)
-    plain = np.array
-    monkeypatch.setattr(
-        np, "array", lambda *given, copy=True, **more: plain(*given, copy=None if copy is False else copy, **more)
-    )
-    pytest.importorskip("e2cnn")
-    from e2cnn import gspaces, nn
-
+    try:
+        package = import_e2cnn()
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    gspaces = package.gspaces
     makers = {"C8": lambda: gspaces.Rot2dOnR2(8), "D4": lambda: gspaces.FlipRot2dOnR2(4)}
-    return nn, makers
+    return package.nn, makers
 
 
 def escnn(monkeypatch: pytest.MonkeyPatch) -> Any:
