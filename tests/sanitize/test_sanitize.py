@@ -51,17 +51,32 @@ SHORT = {
         "neighbours.table",
         "residual.w2",
     ],
+    "steerable": [
+        "harmonics.pairs",
+        "harmonics.table",
+        "harmonics.permutation",
+        "harmonics.values",
+        "harmonics.harmonic",
+        "harmonics.weights",
+        "harmonics.gradients",
+        "harmonics.filter",
+        "harmonics.filter_in",
+        "directly.values",
+        "directly.gradients",
+        "directly.filter",
+        "directly.filter_in",
+    ],
 }
+#: What is reported in each memory. In the heap the fault has other names when a register lies across the end.
+MESSAGES = {"heap": "-byte region [", "page": "SEGV on unknown address"}
 
 
 @pytest.mark.parametrize(("driver", "array"), [(driver, array) for driver in SHORT for array in SHORT[driver]])
-@pytest.mark.parametrize(("memory", "message"), [("heap", "heap-buffer-overflow"), ("page", "SEGV on unknown address")])
-def test_an_array_that_ends_too_early_is_seen(
-    builds: dict[str, Build], driver: str, array: str, memory: str, message: str
-) -> None:
+@pytest.mark.parametrize("memory", MESSAGES)
+def test_an_array_that_ends_too_early_is_seen(builds: dict[str, Build], driver: str, array: str, memory: str) -> None:
     done = run(builds["address"].program(driver), array, memory)
     assert done.returncode != 0
-    assert message in done.stderr
+    assert MESSAGES[memory] in done.stderr
     assert str(CUDA) in done.stderr
 
 
