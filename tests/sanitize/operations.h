@@ -86,9 +86,9 @@ void extreme_sizes(const Operation<Arguments>& operation, size_t count, int inst
                         sizes[j] = second;
                         a.flags = instructions;
                         operation.workspace[type](&a);
-                        REQUIRE(operation.run[type](&a, nullptr, nullptr) != EQC_OK, "%s: sizes %d and %d are %lld, %lld",
-                                operation.name, int(i), int(j), static_cast<long long>(first),
-                                static_cast<long long>(second));
+                        REQUIRE(operation.run[type](&a, nullptr, nullptr) != EQC_OK,
+                                "%s: sizes %d and %d are %lld, %lld", operation.name, int(i), int(j),
+                                static_cast<long long>(first), static_cast<long long>(second));
                     }
     }
 }

@@ -46,7 +46,7 @@ struct Lists {
         const std::vector<int64_t> out = distinct(form.out_sizes), in = distinct(form.in_sizes);
         for (int64_t o : out)
             for (int64_t i : in) direct ? add_directly(o, i, form.pixels) : add_by_harmonics(o, i, form);
-        for (int64_t t = 0; t < types; ++t) records[size_t(t * EQC_ST_RECORD + EQC_ST_LISTS)] += int64_t(records.size());
+        for (size_t at = EQC_ST_LISTS; at < records.size(); at += EQC_ST_RECORD) records[at] += int64_t(records.size());
         for (int64_t n = 0; n < form.permutations && !direct; ++n) {
             std::vector<int64_t> order(static_cast<size_t>(form.pixels));
             std::iota(order.begin(), order.end(), 0);
@@ -277,7 +277,10 @@ void extreme_records(const Operation<eqc_expansion>& operation, int flags) {
                         std::copy_n(usual, +EQC_ST_RECORD, record);
                         auto* sizes = reinterpret_cast<int64_t*>(&a);
                         const auto set = [&](size_t at, int64_t value) {
-                            at < sizes_count ? void(sizes[at] = value) : void(record[at - sizes_count] = int32_t(value));
+                            if (at < sizes_count)
+                                sizes[at] = value;
+                            else
+                                record[at - sizes_count] = int32_t(value);
                         };
                         set(i, first);
                         set(j, second);
