@@ -21,6 +21,7 @@ from eqconv_cli.backends.steerable.fields import FieldType, Space
 from eqconv_cli.backends.steerable.initialisation import he_standard_deviations
 from eqconv_cli.backends.steerable.plan import Plan, make_plan
 from eqconv_cli.backends.steerable.sampling import Cutoff
+from eqconv_cli.backends.steerable.tensorflow_convolution import convolve, padded
 from eqconv_cli.backends.steerable.tensorflow_expansion import expand
 
 if keras.backend.backend() != "tensorflow":
@@ -181,12 +182,10 @@ class SteerableConv2d(keras.layers.Layer):  # type: ignore[misc]
         # Kernels for channels first are not everywhere.
         first = self.data_format == "channels_first"
         image = tf.transpose(x, [0, 2, 3, 1]) if first else x
-        filter = tf.cast(tf.transpose(self.filter, [2, 3, 1, 0]), image.dtype)
-        rows, columns = self.padding
+        padding: tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
-            image, rows, columns = padded(image, self.padding, self.padding_mode), 0, 0
-        border = [[0, 0], [rows, rows], [columns, columns], [0, 0]]
-        y = tf.nn.conv2d(image, filter, [1, *self.stride, 1], border, dilations=self.dilation)
+            image, padding = padded(image, self.padding, self.padding_mode), (0, 0)
+        y = convolve(image, tf.cast(self.filter, image.dtype), self.stride, padding, self.dilation)
         bias = self.expanded_bias
         y = y if bias is None else y + tf.cast(bias, y.dtype)
         return tf.transpose(y, [0, 3, 1, 2]) if first else y
@@ -270,35 +269,6 @@ class SteerableConv2d(keras.layers.Layer):  # type: ignore[misc]
         space = Space.of(rest.pop("group"), rest.pop("axis"))
         in_type, out_type = (space.fields(rest.pop(name)) for name in ("in_fields", "out_fields"))
         return cls(in_type, out_type, **rest)
-
-
-def padded(image: tf.Tensor, padding: convolution.Pair, padding_mode: str) -> tf.Tensor:
-    """An image [B, H, W, C] with what a padding mode other than "zeros" puts around it.
-
-    Raises:
-        ValueError: the padding is larger than the image allows.
-    """
-    if padding_mode == "reflect":
-        return tf.pad(image, [[0, 0], [padding[0]] * 2, [padding[1]] * 2, [0, 0]], "REFLECT")
-    for axis, width in enumerate(padding, 1):
-        if width == 0:
-            continue
-        if padding_mode == "circular":
-            side = image.shape[axis]
-            if side is not None and side < width:
-                raise ValueError(
-                    f"padding={padding}: with padding_mode='circular' a side of {side} pixels allows {side}"
-                )
-            before, after = _part(image, axis, -width, None), _part(image, axis, 0, width)
-        else:
-            first, last = _part(image, axis, 0, 1), _part(image, axis, -1, None)
-            before, after = tf.repeat(first, width, axis), tf.repeat(last, width, axis)
-        image = tf.concat([before, image, after], axis)
-    return image
-
-
-def _part(image: tf.Tensor, axis: int, start: int, end: int | None) -> tf.Tensor:
-    return image[:, start:end] if axis == 1 else image[:, :, start:end]
 
 
 def _he(plan: Plan, seed: int | None) -> Callable[..., Any]:

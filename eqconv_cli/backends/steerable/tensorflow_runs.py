@@ -14,8 +14,8 @@ import tensorflow as tf
 from eqconv_cli.backends.steerable import problem_arrays
 from eqconv_cli.backends.steerable.bias import bias_map
 from eqconv_cli.backends.steerable.options import Fused
+from eqconv_cli.backends.steerable.tensorflow_convolution import convolve, padded
 from eqconv_cli.backends.steerable.tensorflow_expansion import expand
-from eqconv_cli.backends.steerable.tensorflow_layers import padded
 from eqconv_cli.catalog import Arrays
 from eqconv_cli.kernels.doors import settings_on
 
@@ -73,11 +73,10 @@ def _layer(inputs: Arrays, expanded: Expand) -> Function:
     told, trivial = problem_arrays.layer_of(inputs), bias_map(problem_arrays.plan_of(inputs).out_type)
 
     def run(tensors: Tensors) -> Tensors:
-        image, around = tf.transpose(tensors["x"], [0, 2, 3, 1]), [told.padding] * 2
+        image, around = tf.transpose(tensors["x"], [0, 2, 3, 1]), told.padding
         if told.padding_mode != "zeros":
-            image, around = padded(image, (told.padding, told.padding), told.padding_mode), [0, 0]
-        filter = tf.transpose(expanded(tensors["weights"]), [2, 3, 1, 0])
-        y = tf.nn.conv2d(image, filter, told.stride, [[0, 0], around, around, [0, 0]], dilations=told.dilation)
+            image, around = padded(image, (around, around), told.padding_mode), 0
+        y = convolve(image, expanded(tensors["weights"]), [told.stride] * 2, [around] * 2, told.dilation)
         if "bias" in tensors:
             bias = tensors["bias"]
             y += tf.reduce_sum(tf.gather(bias, trivial.positions) * tf.cast(trivial.values, bias.dtype), 0)
