@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 
 from eqconv_cli.backends.block_sparse import masks
+from eqconv_cli.backends.pictures import picture
 from eqconv_cli.errors import UsageError
 
 
@@ -55,11 +56,11 @@ def test_pictures(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     colours = np.array([[[255, 0, 0], [255, 255, 255]]], np.uint8)
     image.fromarray(colours).save(tmp_path / "two.png")
-    read = masks.picture(tmp_path / "two.png")
+    read = picture(tmp_path / "two.png")
     np.testing.assert_allclose(read, colours / 255)
     np.testing.assert_allclose(masks.gray(read), [[0.299, 1.0]])
     with pytest.raises(UsageError, match="is not a file"):
-        masks.picture(tmp_path / "none.png")
+        picture(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UsageError, match="cannot be read"):
-        masks.picture(tmp_path / "text.png")
+        picture(tmp_path / "text.png")

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from eqconv_cli.backends.block_sparse.masks import picture
 from eqconv_cli.backends.packaged_data import packaged_file
+from eqconv_cli.backends.pictures import picture
 from eqconv_cli.backends.steerable.equivariance import layer_errors, original_check, resized, rotation_errors
 from eqconv_cli.backends.steerable.fields import Space
 from eqconv_cli.backends.steerable.initialisation import generalised_he

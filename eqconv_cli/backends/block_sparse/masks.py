@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from eqconv_cli.backends.pictures import picture
 from eqconv_cli.errors import UsageError
 
 Mask = npt.NDArray[np.float64]
@@ -92,26 +93,6 @@ def make(kind: str, rng: np.random.Generator, images: int, height: int, width: i
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity={sparsity}: a share between 0 and 1 is needed")
     return np.stack([MAKERS[kind](rng, height, width, sparsity) for _ in range(images)])
-
-
-def picture(path: str | Path) -> npt.NDArray[np.float64]:
-    """A picture file as colours [H, W, 3] between 0 and 1.
-
-    Raises:
-        UsageError: it is no file, or no picture that Pillow can read; or Pillow is not installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"picture {str(path)!r} is not a file")
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise UsageError(f'picture {str(path)!r} needs the package pillow (pip install "eqconv[plots]")') from error
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.float64) / 255
-    except (UnidentifiedImageError, OSError) as error:
-        raise UsageError(f"picture {str(path)!r} cannot be read: {error}") from error
 
 
 def stored(path: str | Path) -> Mask:

@@ -22,6 +22,7 @@ from eqconv_cli.backends.block_sparse.voxels import voxels
 from eqconv_cli.backends.block_sparse.workloads import WORKLOADS
 from eqconv_cli.backends.mesh_files import load_mesh
 from eqconv_cli.backends.packaged_data import missing_file, needed_file
+from eqconv_cli.backends.pictures import picture
 from eqconv_cli.catalog import Parameter, Problem
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -380,10 +381,10 @@ def mask_file(path: Path) -> tuple[Problem, ...]:
 
 def image_file(path: Path) -> Problem:
     """A 3x3 convolution on a user's picture where it is brightest; its colours are mixed to ``channels`` features."""
-    colours = masks.picture(path)
-    picture = np.concatenate([masks.gray(colours)[..., None], colours], -1)
+    colours = picture(path)
+    features = np.concatenate([masks.gray(colours)[..., None], colours], -1)
     parameters: dict[str, Parameter] = {"channels": 16, "filters": 16, "sparsity": 0.9}
-    make = partial(_on_picture, picture)
+    make = partial(_on_picture, features)
     return Problem(
         f"image:{path.name}", make, parameters, title=str(path), traits=frozenset({"real"}), operation="masked"
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqconv_cli.backends.block_sparse.masks import picture
 from eqconv_cli.backends.packaged_data import missing_file, needed_file
+from eqconv_cli.backends.pictures import picture
 from eqconv_cli.backends.steerable.bias import bias_map
 from eqconv_cli.backends.steerable.problem_arrays import Described, planned
 from eqconv_cli.catalog import Parameter, Problem
